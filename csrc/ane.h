@@ -1,0 +1,328 @@
+/* anetorch: the one public header of the C library. Self-contained.
+ *
+ * Conventions
+ *  - Every call that can fail returns ane_status (ANE_OK is 0) and takes a caller-owned
+ *    ane_error (may be NULL) that is written on failure only. *out is set only on ANE_OK.
+ *  - create/parse/load give the caller one reference; retain/release count; release(NULL)
+ *    is fine. `const T *` arguments are borrowed for the call unless said otherwise.
+ *  - Sizes are bytes, strides are bytes, shapes are elements. Layout is row-major.
+ *  - Nothing prints, nothing exits; see ane_set_log for messages.
+ */
+#ifndef ANE_H
+#define ANE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ANE_VERSION "0.1.0"
+#define ANE_ABI_VERSION 0
+
+#if defined(_WIN32)
+#define ANE_API
+#else
+#define ANE_API __attribute__((visibility("default")))
+#endif
+
+#define ANE_MAX_RANK 8
+
+/* ------------------------------------------------------------------ status, errors */
+
+/*        name         text                      Python exception                      */
+#define ANE_STATUS_MAP(X)                                                               \
+    X(OK, "ok")                                                                         \
+    X(NOMEM, "out of memory")                /* MemoryError */                          \
+    X(INVALID, "invalid argument")           /* ValueError */                           \
+    X(SHAPE, "shape mismatch")               /* ValueError */                           \
+    X(DTYPE, "dtype mismatch")               /* TypeError */                            \
+    X(INDEX, "index out of range")           /* IndexError */                           \
+    X(PARSE, "malformed text or file")       /* anetorch.MILError (a SyntaxError) */    \
+    X(OS, "system call failed")              /* OSError, code = errno */                \
+    X(UNSUPPORTED, "not supported here")     /* NotImplementedError */                  \
+    X(BUSY, "in use")                        /* BufferError */                          \
+    X(NOT_FOUND, "not found")                /* KeyError */                             \
+    X(CANCELLED, "cancelled")                /* pending exception, else RuntimeError */ \
+    X(RUNTIME, "run failed")                 /* RuntimeError */
+
+typedef enum ane_status {
+#define X(name, text) ANE_STATUS_##name,
+    ANE_STATUS_MAP(X)
+#undef X
+} ane_status;
+
+#define ANE_OK ANE_STATUS_OK
+#define ANE_ERR_NOMEM ANE_STATUS_NOMEM
+#define ANE_ERR_INVALID ANE_STATUS_INVALID
+#define ANE_ERR_SHAPE ANE_STATUS_SHAPE
+#define ANE_ERR_DTYPE ANE_STATUS_DTYPE
+#define ANE_ERR_INDEX ANE_STATUS_INDEX
+#define ANE_ERR_PARSE ANE_STATUS_PARSE
+#define ANE_ERR_OS ANE_STATUS_OS
+#define ANE_ERR_UNSUPPORTED ANE_STATUS_UNSUPPORTED
+#define ANE_ERR_BUSY ANE_STATUS_BUSY
+#define ANE_ERR_NOT_FOUND ANE_STATUS_NOT_FOUND
+#define ANE_ERR_CANCELLED ANE_STATUS_CANCELLED
+#define ANE_ERR_RUNTIME ANE_STATUS_RUNTIME
+
+typedef struct ane_error {
+    ane_status status;
+    int line, column;       /* 1-based position in a text; 0 where there is none */
+    long long code;         /* errno, NSError code, ... ; 0 where there is none */
+    char file[256];         /* file name, or "" */
+    char message[1024];
+} ane_error;
+
+ANE_API const char *ane_status_text(ane_status status);
+ANE_API const char *ane_version(void);
+
+typedef void ane_log_fn(void *arg, const char *line);
+/* One callback for the process; NULL restores silence. */
+ANE_API void ane_set_log(ane_log_fn *fn, void *arg);
+
+/* ------------------------------------------------------------------ element types */
+
+/*   enum     MIL name      NumPy name        short   bits  blob code  MIL.proto code */
+#define ANE_DTYPE_MAP(X)                                                               \
+    X(F16, "fp16", "float16", "f16", 16, 1, 10)                                         \
+    X(F32, "fp32", "float32", "f32", 32, 2, 11)                                         \
+    X(F64, "fp64", "float64", "f64", 64, 0, 12)                                         \
+    X(BF16, "bf16", "bfloat16", "bf16", 16, 5, 13)                                      \
+    X(BOOL, "bool", "bool", "b1", 8, 0, 1)                                              \
+    X(I8, "int8", "int8", "i8", 8, 4, 21)                                               \
+    X(I16, "int16", "int16", "i16", 16, 6, 22)                                          \
+    X(I32, "int32", "int32", "i32", 32, 14, 23)                                         \
+    X(I64, "int64", "int64", "i64", 64, 0, 24)                                          \
+    X(U8, "uint8", "uint8", "u8", 8, 3, 31)                                             \
+    X(U16, "uint16", "uint16", "u16", 16, 7, 32)                                        \
+    X(U32, "uint32", "uint32", "u32", 32, 15, 33)                                       \
+    X(U64, "uint64", "uint64", "u64", 64, 0, 34)                                        \
+    X(STRING, "string", "str", "str", 0, 0, 2)                                          \
+    X(I4, "int4", "int4", "i4", 4, 8, 25)                                               \
+    X(U4, "uint4", "uint4", "u4", 4, 11, 35)                                            \
+    X(U2, "uint2", "uint2", "u2", 2, 10, 36)                                            \
+    X(U1, "uint1", "uint1", "u1", 1, 9, 37)                                             \
+    X(U6, "uint6", "uint6", "u6", 6, 13, 38)                                            \
+    X(U3, "uint3", "uint3", "u3", 3, 12, 39)                                            \
+    X(F8E4M3, "fp8e4m3fn", "float8_e4m3fn", "f8e4m3", 8, 16, 40)                        \
+    X(F8E5M2, "fp8e5m2", "float8_e5m2", "f8e5m2", 8, 17, 41)
+
+typedef enum ane_dtype {
+#define X(name, mil, numpy, brief, bits, blob, proto) ANE_##name,
+    ANE_DTYPE_MAP(X)
+#undef X
+    ANE_DTYPE_COUNT
+} ane_dtype;
+
+ANE_API const char *ane_dtype_name(ane_dtype dtype);        /* NumPy's name: "float16" */
+ANE_API const char *ane_dtype_mil_name(ane_dtype dtype);    /* MIL's name: "fp16" */
+ANE_API int ane_dtype_bits(ane_dtype dtype);                /* 0 for string */
+ANE_API size_t ane_dtype_size(ane_dtype dtype);             /* bytes; 0 for sub-byte and string */
+/* Accepts NumPy's, MIL's and the short names. */
+ANE_API ane_status ane_dtype_parse(const char *name, ane_dtype *out, ane_error *err);
+
+/* ------------------------------------------------------------------ surfaces, tensors */
+
+typedef enum ane_memory {
+    ANE_MEM_HEAP,
+    ANE_MEM_SHM,            /* memfd on Linux, shm_open elsewhere */
+    ANE_MEM_IOSURFACE,      /* macOS */
+    ANE_MEM_DMA,            /* Linux dma-heap */
+    ANE_MEM_EXTERNAL        /* wraps memory that somebody else owns */
+} ane_memory;
+
+typedef enum ane_access { ANE_READ = 1, ANE_WRITE = 2, ANE_READWRITE = 3 } ane_access;
+
+typedef struct ane_surface ane_surface;
+
+ANE_API const char *ane_memory_name(ane_memory kind);
+ANE_API bool ane_memory_available(ane_memory kind);
+ANE_API ane_memory ane_memory_default(void);
+/* bytes may be 0 (one byte is then held). Contents are zero. name may be NULL. */
+ANE_API ane_status ane_surface_create(ane_memory kind, size_t bytes, const char *name,
+                                      ane_surface **out, ane_error *err);
+/* Wraps [base, base+bytes); release(arg) runs once, when the last reference goes. */
+ANE_API ane_status ane_surface_wrap(void *base, size_t bytes, bool readonly,
+                                    void (*release)(void *arg), void *arg,
+                                    ane_surface **out, ane_error *err);
+ANE_API ane_surface *ane_surface_retain(ane_surface *s);
+ANE_API void ane_surface_release(ane_surface *s);
+ANE_API void *ane_surface_base(const ane_surface *s);
+ANE_API size_t ane_surface_bytes(const ane_surface *s);     /* usable bytes, not rounded */
+ANE_API size_t ane_surface_capacity(const ane_surface *s);  /* what the system gave */
+ANE_API ane_memory ane_surface_memory(const ane_surface *s);
+ANE_API bool ane_surface_readonly(const ane_surface *s);
+ANE_API uint64_t ane_surface_identity(const ane_surface *s); /* fresh per allocation, never 0 */
+ANE_API const char *ane_surface_name(const ane_surface *s);
+/* Counted. On IOSurface these are the platform's locks, elsewhere only the count. */
+ANE_API ane_status ane_surface_lock(ane_surface *s, ane_access access, ane_error *err);
+ANE_API ane_status ane_surface_unlock(ane_surface *s, ane_access access, ane_error *err);
+/* Validity of a byte range. A failed or cancelled run marks its outputs invalid; a full
+ * write or a successful run restores them. why names the failure. */
+ANE_API void ane_surface_invalidate(ane_surface *s, size_t offset, size_t bytes,
+                                    const char *why);
+ANE_API void ane_surface_validate(ane_surface *s, size_t offset, size_t bytes);
+ANE_API ane_status ane_surface_check(const ane_surface *s, size_t offset, size_t bytes,
+                                     ane_error *err);
+
+/* A view: plain data. Whoever keeps one retains its surface; arguments are borrowed. */
+typedef struct ane_tensor {
+    ane_surface *surface;
+    size_t offset;                      /* bytes from the surface's base to element 0 */
+    ane_dtype dtype;
+    int rank;
+    int64_t shape[ANE_MAX_RANK];
+    int64_t strides[ANE_MAX_RANK];      /* bytes; negative and zero are legal */
+} ane_tensor;
+
+/* Row-major view at byte `offset`; checks that it fits. */
+ANE_API ane_status ane_tensor_init(ane_tensor *t, ane_surface *s, size_t offset,
+                                   ane_dtype dtype, int rank, const int64_t *shape,
+                                   ane_error *err);
+ANE_API bool ane_tensor_contiguous(const ane_tensor *t);
+ANE_API int64_t ane_tensor_count(const ane_tensor *t);      /* elements */
+ANE_API void *ane_tensor_data(const ane_tensor *t);         /* address of element 0 */
+/* Lowest byte and one past the highest byte, as offsets into the surface. */
+ANE_API void ane_tensor_extent(const ane_tensor *t, size_t *lo, size_t *hi);
+/* dst[...] = src[...], converting dtype (round to nearest even; float to integer
+ * truncates and saturates). Shapes must be equal. Threaded. Overlap is an error unless
+ * the two are the same view. */
+ANE_API ane_status ane_tensor_copy(const ane_tensor *dst, const ane_tensor *src,
+                                   ane_error *err);
+
+/* ------------------------------------------------------------------ programs */
+
+typedef struct ane_program ane_program;
+
+/* Weight files of a text. Called with the path as written in BLOBFILE; gives a retained
+ * surface over the file's bytes. */
+typedef ane_status ane_weight_open_fn(void *arg, const char *path, ane_surface **out,
+                                      ane_error *err);
+
+typedef struct ane_parse_options {
+    size_t size;                        /* sizeof(ane_parse_options) */
+    const char *filename;               /* for messages; NULL: "<mil>" */
+    const char *weights_dir;            /* replaces "@model_path"; NULL: none */
+    ane_weight_open_fn *open;           /* tried first; NULL: none */
+    void *open_arg;
+    bool allow_missing_weights;         /* blobs that cannot be opened stay without data */
+} ane_parse_options;
+
+ANE_API ane_status ane_program_create(const char *version, ane_program **out,
+                                      ane_error *err);
+/* text need not end in NUL. opts may be NULL. */
+ANE_API ane_status ane_program_parse(const char *text, size_t n,
+                                     const ane_parse_options *opts, ane_program **out,
+                                     ane_error *err);
+ANE_API ane_program *ane_program_retain(ane_program *p);
+ANE_API void ane_program_release(ane_program *p);
+/* MIL text, malloc'd, NUL-terminated; the caller frees it with ane_free. spelling is
+ * "1.0", "1.3" or NULL (the program's own). */
+ANE_API ane_status ane_program_print(const ane_program *p, const char *spelling,
+                                     char **text, size_t *n, ane_error *err);
+ANE_API void ane_free(void *p);
+
+/* ------------------------------------------------------------------ kernels */
+
+typedef struct ane_kernel ane_kernel;
+typedef struct ane_request ane_request;
+typedef struct ane_pipeline ane_pipeline;
+
+typedef struct ane_compile_options {
+    size_t size;                        /* sizeof(ane_compile_options) */
+    const char *function;               /* NULL: "main", or the only one */
+    const char *device;                 /* NULL: "cpu" */
+    const char *numerics;               /* NULL: "ieee" */
+    const char *precision;              /* NULL: "highest"; "high", "medium" */
+    bool prepack;
+} ane_compile_options;
+
+typedef struct ane_port {
+    const char *name;                   /* lives as long as the kernel */
+    ane_dtype dtype;
+    int rank;
+    int64_t dims[ANE_MAX_RANK];         /* -1: any */
+    int64_t strides[ANE_MAX_RANK];      /* bytes the device wants; row-major on the CPU */
+    size_t bytes;                       /* of the device's layout; 0 when a dim is unknown */
+    bool state;
+} ane_port;
+
+typedef struct ane_run_options {
+    size_t size;                        /* sizeof(ane_run_options) */
+    volatile int *cancel;               /* non-zero stops the run; may be NULL */
+    int (*poll)(void *arg);             /* called by the calling thread, at most every
+                                           50 ms; non-zero cancels; may be NULL */
+    void *poll_arg;
+} ane_run_options;
+
+/* Immutable; may be run from several threads at once. Keeps what it needs of p. */
+ANE_API ane_status ane_kernel_compile(const ane_program *p,
+                                      const ane_compile_options *opts,
+                                      ane_kernel **out, ane_error *err);
+ANE_API ane_kernel *ane_kernel_retain(ane_kernel *k);
+ANE_API void ane_kernel_release(ane_kernel *k);
+ANE_API size_t ane_kernel_input_count(const ane_kernel *k);
+ANE_API size_t ane_kernel_output_count(const ane_kernel *k);
+ANE_API const ane_port *ane_kernel_input(const ane_kernel *k, size_t i);
+ANE_API const ane_port *ane_kernel_output(const ane_kernel *k, size_t i);
+ANE_API const char *ane_kernel_device(const ane_kernel *k);
+/* Result shapes for these inputs. An output whose shape depends on data has dims -1. */
+ANE_API ane_status ane_kernel_infer(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
+                                    ane_port *outputs, size_t n_out, ane_error *err);
+
+/* Binds views (their surfaces are retained). One surface may be input and output at the
+ * same time when both views are identical; a partial overlap is an error. */
+ANE_API ane_status ane_request_create(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
+                                      const ane_tensor *outputs, size_t n_out,
+                                      ane_request **out, ane_error *err);
+ANE_API ane_request *ane_request_retain(ane_request *r);
+ANE_API void ane_request_release(ane_request *r);
+ANE_API ane_kernel *ane_request_kernel(const ane_request *r);
+ANE_API const ane_tensor *ane_request_input(const ane_request *r, size_t i);
+ANE_API const ane_tensor *ane_request_output(const ane_request *r, size_t i);
+/* Serialised per request; different requests run at once. opts may be NULL. */
+ANE_API ane_status ane_request_run(ane_request *r, const ane_run_options *opts,
+                                   ane_error *err);
+
+ANE_API ane_status ane_pipeline_create(ane_request *const *requests, size_t n,
+                                       ane_pipeline **out, ane_error *err);
+ANE_API ane_pipeline *ane_pipeline_retain(ane_pipeline *p);
+ANE_API void ane_pipeline_release(ane_pipeline *p);
+ANE_API size_t ane_pipeline_count(const ane_pipeline *p);
+ANE_API ane_request *ane_pipeline_request(const ane_pipeline *p, size_t i);
+ANE_API ane_status ane_pipeline_run(ane_pipeline *p, const ane_run_options *opts,
+                                    ane_error *err);
+
+/* ------------------------------------------------------------------ devices, threads */
+
+ANE_API size_t ane_device_count(void);
+ANE_API const char *ane_device_name(size_t i);
+ANE_API bool ane_device_available(size_t i);
+/* Human text: what the device is, or why it is absent. */
+ANE_API const char *ane_device_detail(size_t i);
+
+ANE_API int ane_num_threads(void);
+ANE_API ane_status ane_set_num_threads(int n, ane_error *err);
+
+/* ------------------------------------------------------------------ conversion, layers */
+
+/* Round to nearest even; |x| >= 65520 becomes inf; subnormals and NaN kept; any
+ * alignment; n elements. Threaded above a size. */
+ANE_API void ane_f32_to_f16(uint16_t *dst, const float *src, size_t n);
+ANE_API void ane_f16_to_f32(float *dst, const uint16_t *src, size_t n);
+
+/* Grouped-query attention, f32 [heads*head_dim, seq]. Query head h uses KV head
+ * h / (heads/kv_heads). tile copies, reduce sums (its adjoint). out must not overlap in. */
+ANE_API ane_status ane_gqa_tile(float *out, const float *in, size_t heads, size_t kv_heads,
+                                size_t head_dim, size_t seq, ane_error *err);
+ANE_API ane_status ane_gqa_reduce(float *out, const float *in, size_t heads,
+                                  size_t kv_heads, size_t head_dim, size_t seq,
+                                  ane_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,144 @@
+#include "mem.h"
+
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static atomic_long fail_in, seen;
+static atomic_bool fail_sticky;
+
+long ane_mem_fail_after(long n, bool sticky) {
+    atomic_store(&fail_sticky, sticky);
+    atomic_store(&fail_in, n);
+    return atomic_exchange(&seen, 0);
+}
+
+static bool fails(void) {
+    atomic_fetch_add_explicit(&seen, 1, memory_order_relaxed);
+    long left = atomic_load_explicit(&fail_in, memory_order_relaxed);
+    if (left <= 0) return false;
+    if (left == 1) {
+        if (!atomic_load(&fail_sticky)) atomic_store(&fail_in, 0);
+        return true;
+    }
+    atomic_fetch_sub(&fail_in, 1);
+    return false;
+}
+
+bool ane_shape_bytes(int rank, const int64_t *dims, size_t unit, size_t *out) {
+    size_t n = unit;
+    bool zero = false;
+    for (int i = 0; i < rank; i++) {
+        if (dims[i] < 0) return false;
+        if (dims[i] == 0) zero = true;
+        else if (!ane_mul_size(n, (size_t)dims[i], &n)) return false;
+    }
+    if (n > (size_t)INT64_MAX) return false;
+    *out = zero ? 0 : n;
+    return true;
+}
+
+void *ane_malloc(size_t bytes) { return fails() ? NULL : malloc(bytes ? bytes : 1); }
+
+void *ane_calloc(size_t n, size_t size) {
+    return fails() ? NULL : calloc(n ? n : 1, size ? size : 1);
+}
+
+void *ane_realloc(void *p, size_t bytes) {
+    return fails() ? NULL : realloc(p, bytes ? bytes : 1);
+}
+
+char *ane_strdup(const char *s) {
+    size_t n = strlen(s) + 1;
+    char *p = ane_malloc(n);
+    return p ? memcpy(p, s, n) : NULL;
+}
+
+void ane_free(void *p) { free(p); }
+
+void *ane_aligned_alloc(size_t bytes) {
+    size_t n;
+    void *p = NULL;
+    if (fails() || !ane_add_size(bytes, ANE_ALIGN, &n)) return NULL;
+    return posix_memalign(&p, ANE_ALIGN, n) ? NULL : p;
+}
+
+void ane_aligned_free(void *p) { free(p); }
+
+/* ---------------------------------------------------------------- arena */
+
+typedef struct chunk {
+    struct chunk *next;
+    size_t used, size;
+} chunk;
+
+struct ane_arena {
+    chunk *head;
+    size_t bytes;
+};
+
+#define CHUNK_HEAD ((sizeof(chunk) + 15) & ~(size_t)15)
+
+ane_arena *ane_arena_create(void) { return ane_calloc(1, sizeof(ane_arena)); }
+
+void ane_arena_destroy(ane_arena *a) {
+    if (!a) return;
+    for (chunk *c = a->head, *next; c; c = next) {
+        next = c->next;
+        free(c);
+    }
+    free(a);
+}
+
+void *ane_arena_alloc(ane_arena *a, size_t bytes) {
+    if (bytes > SIZE_MAX / 2) return NULL;
+    bytes = (bytes + 15) & ~(size_t)15;
+    if (!bytes) bytes = 16;
+    chunk *c = a->head;
+    if (!c || c->size - c->used < bytes) {
+        /* Chunks double up to 1 MiB; large requests get their own behind the head. */
+        size_t size = c ? c->size * 2 : 4096;
+        if (size > (1u << 20)) size = 1u << 20;
+        bool own = bytes > size / 2;
+        if (own) size = bytes;
+        chunk *fresh = ane_malloc(CHUNK_HEAD + size);
+        if (!fresh) return NULL;
+        fresh->used = 0;
+        fresh->size = size;
+        if (own && c) {
+            fresh->next = c->next;
+            c->next = fresh;
+        } else {
+            fresh->next = c;
+            a->head = fresh;
+        }
+        c = fresh;
+    }
+    void *p = (char *)c + CHUNK_HEAD + c->used;
+    c->used += bytes;
+    a->bytes += bytes;
+    return memset(p, 0, bytes);
+}
+
+char *ane_arena_strndup(ane_arena *a, const char *s, size_t n) {
+    char *p = ane_arena_alloc(a, n + 1);
+    if (p && n) memcpy(p, s, n);
+    return p;
+}
+
+char *ane_arena_printf(ane_arena *a, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vsnprintf(NULL, 0, fmt, ap);
+    va_end(ap);
+    char *p = n < 0 ? NULL : ane_arena_alloc(a, (size_t)n + 1);
+    if (!p) return NULL;
+    va_start(ap, fmt);
+    vsnprintf(p, (size_t)n + 1, fmt, ap);
+    va_end(ap);
+    return p;
+}
+
+size_t ane_arena_bytes(const ane_arena *a) { return a->bytes; }

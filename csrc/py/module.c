@@ -1,0 +1,117 @@
+/* _core: module definition, the one import_array, and the functions that belong to no
+ * type. Types live in their own files. */
+#define ANE_PY_IMPORT_ARRAY
+#include "py.h"
+
+ane_py_state *ane_py_state_of(PyObject *module) {
+    return (ane_py_state *)PyModule_GetState(module);
+}
+
+static PyObject *py_version(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyUnicode_FromString(ane_version());
+}
+
+static PyObject *py_num_threads(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyLong_FromLong(ane_num_threads());
+}
+
+static PyObject *py_set_num_threads(PyObject *self, PyObject *arg) {
+    long n = PyLong_AsLong(arg);
+    if (n == -1 && PyErr_Occurred()) return NULL;
+    ane_error err = {0};
+    if (n > 4096 || n < 1) n = n > 4096 ? 4097 : 0;     /* the library's own message */
+    if (ane_set_num_threads((int)n, &err)) return ane_py_raise(ane_py_state_of(self), &err);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_devices(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < ane_device_count(); i++) {
+        PyObject *d = Py_BuildValue("(sOs)", ane_device_name(i),
+                                    ane_device_available(i) ? Py_True : Py_False,
+                                    ane_device_detail(i));
+        if (!d || PyList_Append(list, d) < 0) Py_CLEAR(list);
+        Py_XDECREF(d);
+    }
+    return list;
+}
+
+static PyMethodDef module_methods[] = {
+    {"version", py_version, METH_NOARGS,
+     PyDoc_STR("version() -> str\n\nVersion of the C library that is loaded.")},
+    {"num_threads", py_num_threads, METH_NOARGS,
+     PyDoc_STR("num_threads() -> int\n\nThreads of the CPU device's pool.")},
+    {"set_num_threads", py_set_num_threads, METH_O,
+     PyDoc_STR("set_num_threads(n)\n\nSize of the CPU device's pool, 1 to 4096. Results "
+               "do not depend on it.\n\nRaises ValueError out of range.")},
+    {"devices", py_devices, METH_NOARGS,
+     PyDoc_STR("devices() -> list of (name, available, detail)")},
+    {NULL, NULL, 0, NULL},
+};
+
+static int module_exec(PyObject *m) {
+    if (PyArray_ImportNumPyAPI() < 0) return -1;
+    ane_py_state *st = ane_py_state_of(m);
+    PyObject *dict = PyDict_New();
+    if (!dict) return -1;
+    st->mil_error = PyErr_NewExceptionWithDoc(
+        "anetorch.MILError",
+        "A MIL text or a program file is malformed. Has .filename, .lineno and .offset "
+        "like SyntaxError.",
+        PyExc_SyntaxError, dict);
+    Py_DECREF(dict);
+    if (!st->mil_error || PyModule_AddObjectRef(m, "MILError", st->mil_error) < 0) return -1;
+    static int (*const add[])(PyObject *, ane_py_state *) = {
+        ane_py_add_convert, ane_py_add_tensor,  ane_py_add_program,
+        ane_py_add_kernel,  ane_py_add_request, ane_py_add_pipeline,
+        ane_py_add_weights, ane_py_add_train,   ane_py_add_testing,
+    };
+    for (size_t i = 0; i < sizeof add / sizeof *add; i++)
+        if (add[i](m, st) < 0) return -1;
+    return 0;
+}
+
+#define ANE_PY_EACH(X)                                                                     \
+    X(mil_error) X(tensor_type) X(map_type) X(program_type) X(kernel_type)                 \
+    X(request_type) X(pipeline_type) X(weight_file_type) X(weight_buffer_type)
+
+static int module_traverse(PyObject *m, visitproc visit, void *arg) {
+    ane_py_state *st = ane_py_state_of(m);
+#define X(f) Py_VISIT((PyObject *)st->f);
+    if (st) { ANE_PY_EACH(X) }
+#undef X
+    return 0;
+}
+
+static int module_clear(PyObject *m) {
+    ane_py_state *st = ane_py_state_of(m);
+#define X(f) Py_CLEAR(st->f);
+    if (st) { ANE_PY_EACH(X) }
+#undef X
+    return 0;
+}
+
+static void module_free(void *m) { (void)module_clear((PyObject *)m); }
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, (void *)module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "anetorch._core",
+    .m_doc = PyDoc_STR("The C core of anetorch. Use the package's public names."),
+    .m_size = sizeof(ane_py_state),
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__core(void);      /* Python.h gives it no prototype */
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&module_def); }

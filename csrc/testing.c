@@ -1,0 +1,22 @@
+#include "testing.h"
+
+#include "base/mem.h"
+
+#include <string.h>
+
+#define ANE_TESTING_MAP(X)                                                                 \
+    X(ane_mem_fail_after)
+
+void (*ane__testing(const char *name))(void) {
+    static const struct {
+        const char *name;
+        void (*fn)(void);
+    } table[] = {
+#define X(f) {#f, (void (*)(void))f},
+        ANE_TESTING_MAP(X)
+#undef X
+    };
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+        if (!strcmp(table[i].name, name)) return table[i].fn;
+    ane__abort(__FILE__, __LINE__, name);
+}
