@@ -322,6 +322,23 @@ ANE_API ane_status ane_gqa_reduce(float *out, const float *in, size_t heads,
                                   size_t kv_heads, size_t head_dim, size_t seq,
                                   ane_error *err);
 
+/* ------------------------------------------------------------------ weight blobs */
+
+/* One-record weight files (128-byte header, then the payload; the text names them with
+ * offset 64). *out is malloc'd, free with ane_free. Payloads above 2^32-1 bytes fail.
+ * transpose: payload element [j*rows + i] = src[i*cols + j]. */
+ANE_API ane_status ane_blob_build_f32(const float *src, size_t rows, size_t cols,
+                                      bool transpose, uint8_t **out, size_t *n,
+                                      ane_error *err);
+ANE_API ane_status ane_blob_build_f16(const uint16_t *src, size_t count, uint8_t **out,
+                                      size_t *n, ane_error *err);
+/* bare: the C bridge's 64-byte header instead (no file header). */
+ANE_API ane_status ane_blob_build_i8(const int8_t *src, size_t rows, size_t cols, bool bare,
+                                     uint8_t **out, size_t *n, ane_error *err);
+/* One scale for the whole tensor, max|w|/127 (0 or not finite: 1); half away from zero,
+ * clamped to [-128, 127], NaN to 0. Gives the scale; w ~ q * scale. */
+ANE_API float ane_quantize_i8(int8_t *dst, const float *src, size_t count);
+
 #ifdef __cplusplus
 }
 #endif
