@@ -1,1 +1,1 @@
-
+"""Models: parameters by name, and transformers made of compiled MIL programs."""
