@@ -339,6 +339,36 @@ ANE_API ane_status ane_blob_build_i8(const int8_t *src, size_t rows, size_t cols
  * clamped to [-128, 127], NaN to 0. Gives the scale; w ~ q * scale. */
 ANE_API float ane_quantize_i8(int8_t *dst, const float *src, size_t count);
 
+/* ------------------------------------------------------------------ optimizer */
+
+typedef struct ane_range { size_t begin, end; } ane_range;      /* elements, [begin, end) */
+
+typedef struct ane_adamw_options {
+    size_t size;                        /* sizeof(ane_adamw_options) */
+    double lr, beta1, beta2, eps, weight_decay;
+    double scale;                       /* gradients are multiplied by it first: clipping,
+                                           1/accumulation, 1/loss scale in one factor */
+    int64_t step;                       /* updates so far, this one included: from 1 */
+    const ane_range *decay;             /* where weight decay applies, ascending, disjoint */
+    size_t n_decay;                     /* decay NULL: everywhere; n_decay 0: nowhere */
+} ane_adamw_options;
+
+/* p -= lr (m'/(sqrt(v')+eps) + weight_decay p), bias-corrected, over n fp32 elements.
+ * staged (may be NULL) gets the new parameters as f16, bf16 or f32 in the same pass. The
+ * blocks must not overlap. Threaded; the bits do not depend on threads or CPU. */
+ANE_API ane_status ane_adamw_step(float *params, const float *grads, float *m, float *v,
+                                  void *staged, ane_dtype staged_dtype, size_t n,
+                                  const ane_adamw_options *opts, ane_error *err);
+/* |scale| times the L2 norm over all blocks, summed in double in a fixed order. *finite is
+ * false when any element is inf or NaN. */
+ANE_API void ane_grad_norm(const float *const *blocks, const size_t *counts, size_t n,
+                           double scale, double *norm, bool *finite);
+/* limit/norm when norm > limit > 0, else 1. */
+ANE_API double ane_clip_factor(double norm, double limit);
+/* dst[i] = src[i] as f16, bf16 (round to nearest even) or f32. No overlap. Threaded. */
+ANE_API ane_status ane_stage(void *dst, ane_dtype dtype, const float *src, size_t n,
+                             ane_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,4 @@
+/* The loops for any CPU. */
+#include "loops.h"
+
+ANE_TRAIN_TABLE(scalar);
