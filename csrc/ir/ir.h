@@ -56,6 +56,7 @@ const ane_type *ane_type_list(ane_program *p, const ane_type *elem, int64_t leng
 const ane_type *ane_type_state(ane_program *p, const ane_type *elem);
 const ane_type *ane_type_tuple(ane_program *p, const ane_type *const *items, int n);
 const ane_type *ane_type_dict(ane_program *p, const ane_type *key, const ane_type *value);
+/* The same type to the letter (`?` equals `?`, a symbol only itself). */
 bool ane_type_equal(const ane_type *a, const ane_type *b);
 /* Equal where both sides are known; unknown dims match anything. */
 bool ane_type_compatible(const ane_type *a, const ane_type *b);
@@ -87,6 +88,11 @@ const ane_const *ane_const_tensor(ane_program *p, const ane_type *type, const vo
 const ane_const *ane_const_view(ane_program *p, const ane_type *type, ane_surface *owner,
                                 size_t offset, size_t bytes, ane_error *err);
 const ane_const *ane_const_string(ane_program *p, const char *s, ane_error *err);
+/* LIST, TUPLE: n items; DICT: n = 2 * pairs, key then value. */
+const ane_const *ane_const_items(ane_program *p, const ane_type *type,
+                                 const ane_const *const *items, int n, ane_error *err);
+/* Copy into another program; large data is shared through its surface. */
+const ane_const *ane_const_copy(ane_program *p, const ane_const *c, ane_error *err);
 /* Packed size of a static tensor type (sub-byte rounded up); false on overflow. */
 bool ane_type_bytes(const ane_type *t, size_t *bytes);
 /* Element i of a numeric constant as double or int64 (exact where it fits). */
@@ -98,7 +104,8 @@ bool ane_const_equal(const ane_const *a, const ane_const *b);
 
 struct ane_value {
     uint32_t id;
-    const char *name;                   /* identifier in the text, unique per function */
+    const char *name;                   /* identifier in the text, unique per function;
+                                           "" for a const written in place */
     const ane_type *type;
     ane_op *def;                        /* NULL: parameter of function or block */
     int def_index;                      /* which result, or which parameter */
@@ -134,6 +141,7 @@ struct ane_op {
     int line, column;                   /* of the statement; 0: built */
     ane_block *block;
     ane_op *prev, *next;
+    uint64_t order;                     /* grows along the block: position in O(1) */
 };
 
 struct ane_block {
@@ -145,6 +153,7 @@ struct ane_block {
     ane_op *first, *last;
     int n_outputs;
     ane_value **outputs;
+    int height;                         /* levels of blocks nested below */
 };
 
 struct ane_function {
@@ -159,6 +168,7 @@ struct ane_function {
     ane_attr *attrs;                    /* FlexibleShapeInformation, ... */
     ane_block *body;
     ane_function *next;
+    struct ane_names *names;            /* value identifiers taken: ir room only */
 };
 
 struct ane_program {
@@ -170,7 +180,7 @@ struct ane_program {
     ane_attr *attrs;                    /* buildInfo, ... */
     ane_function *functions;            /* in order */
     uint64_t generation;                /* grows with every edit */
-    struct ane_program_impl *impl;      /* ids, owned surfaces, warnings: ir.c only */
+    struct ane_program_impl *impl;      /* ids, owned surfaces, warnings: ir room only */
 };
 
 /* --- building. Each verifies what it makes; nothing is left half added on an error. */
@@ -214,7 +224,8 @@ typedef struct ane_op_desc {
 
 ane_status ane_op_create(ane_block *b, ane_op *before, const ane_op_desc *desc,
                          ane_op **out, ane_error *err);
-/* const op; inlined consts have no name of their own in the text. */
+/* const op (its row has no parameters: the value is results[0]->konst); inlined consts
+ * have no name of their own in the text. */
 ane_status ane_const_create(ane_block *b, const char *name, const ane_const *value,
                             bool inlined, ane_value **out, ane_error *err);
 ane_block *ane_block_create(ane_function *f, ane_op *owner);
