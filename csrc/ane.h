@@ -274,7 +274,9 @@ ANE_API ane_status ane_kernel_infer(ane_kernel *k, const ane_tensor *inputs, siz
                                     ane_port *outputs, size_t n_out, ane_error *err);
 
 /* Binds views (their surfaces are retained). One surface may be input and output at the
- * same time when both views are identical; a partial overlap is an error. */
+ * same time when both views are identical; a partial overlap is an error. An output whose
+ * shape depends on data is given with surface NULL; each run then makes a fresh one, read
+ * with ane_request_output. States are inputs that the run changes. */
 ANE_API ane_status ane_request_create(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
                                       const ane_tensor *outputs, size_t n_out,
                                       ane_request **out, ane_error *err);
@@ -286,6 +288,28 @@ ANE_API const ane_tensor *ane_request_output(const ane_request *r, size_t i);
 /* Serialised per request; different requests run at once. opts may be NULL. */
 ANE_API ane_status ane_request_run(ane_request *r, const ane_run_options *opts,
                                    ane_error *err);
+
+/* What ran: one entry per step of the plan. Strings live as long as the request. */
+typedef struct ane_step_info {
+    const char *op;                     /* "matmul+add+relu" */
+    const char *name;                   /* the value it makes */
+    const char *kernel;                 /* "f32_12x32__avx512", "reference", ... */
+    double flops, bytes;                /* estimated work; operand bytes read + written */
+    double seconds;                     /* of the last profiled run; 0: none */
+} ane_step_info;
+
+typedef struct ane_memory_info {
+    size_t inputs, outputs, constants, packed;
+    size_t scratch;                     /* the block that a run borrows */
+    size_t values;                      /* what scratch would be without reuse */
+} ane_memory_info;
+
+/* A run that times every step. */
+ANE_API ane_status ane_request_profile(ane_request *r, const ane_run_options *opts,
+                                       ane_error *err);
+ANE_API size_t ane_request_step_count(const ane_request *r);
+ANE_API void ane_request_step(ane_request *r, size_t i, ane_step_info *info);
+ANE_API void ane_request_memory(ane_request *r, ane_memory_info *info);
 
 ANE_API ane_status ane_pipeline_create(ane_request *const *requests, size_t n,
                                        ane_pipeline **out, ane_error *err);

@@ -1,0 +1,69 @@
+/* What a device offers: one static table of functions each, listed in registry.c.
+ *
+ * compile gets one function of a program that the kernel owns, so everything in it lives
+ * until destroy. bind resolves concrete views (already checked against the ports: dtype,
+ * rank, known dims, aliases) to something that run can repeat without allocating. One
+ * executable may have many bindings, and different bindings may run at once; one binding
+ * is never run by two threads.
+ */
+#ifndef ANE_BACKEND_H
+#define ANE_BACKEND_H
+
+#include "../ir/ir.h"
+#include "../kernels/gemm.h"
+
+#define ANE_BACKEND_NUMERICS 16
+
+typedef struct ane_backend_options {
+    char numerics[ANE_BACKEND_NUMERICS];    /* "ieee", "ane" */
+    ane_precision precision;
+    bool prepack;
+} ane_backend_options;
+
+/* Progress of one run: cancel flag and poll, looked at between steps. */
+typedef struct ane_run_clock {
+    const ane_run_options *opts;        /* never NULL; members may be */
+    int64_t next_poll;                  /* monotonic ns */
+} ane_run_clock;
+
+/* opts may be NULL. */
+void ane_run_clock_start(ane_run_clock *c, const ane_run_options *opts);
+/* ANE_ERR_CANCELLED when the flag is set or the poll asks for it. Cheap enough to be
+ * called every few microseconds; the poll itself runs every 25 ms or more. */
+ane_status ane_run_clock_check(ane_run_clock *c, ane_error *err);
+
+typedef struct ane_backend {
+    const char *name;
+    bool (*available)(void);
+    const char *(*detail)(void);        /* what it is, or why it is absent */
+    ane_status (*compile)(const ane_function *f, const ane_backend_options *opts,
+                          void **exe, ane_error *err);
+    void (*destroy)(void *exe);
+
+    /* outputs[i].surface == NULL: the run makes it (data-dependent shape); it is then
+     * written into `outputs` as given here, which outlives the binding. */
+    ane_status (*bind)(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
+                       void **binding, ane_error *err);
+    void (*unbind)(void *binding);
+    ane_status (*run)(void *binding, ane_run_clock *clock, bool profile, ane_error *err);
+
+    /* Optional members; NULL means what the comment says. */
+    bool (*supports_op)(const ane_op *op, const char **why);    /* NULL: all */
+    /* Strides and bytes that the device wants for a port. NULL: row-major, any strides. */
+    ane_status (*port)(void *exe, bool output, size_t i, ane_port *port, ane_error *err);
+    /* Result dims for these input shapes (-1: known only by running). */
+    ane_status (*infer)(void *exe, const ane_tensor *inputs, ane_port *outputs,
+                        ane_error *err);            /* NULL: the ports are static */
+    size_t (*step_count)(void *binding);            /* NULL: 0 */
+    void (*step)(void *binding, size_t i, ane_step_info *info);
+    void (*memory)(void *binding, ane_memory_info *info);       /* NULL: zeros */
+} ane_backend;
+
+size_t ane_backend_count(void);
+const ane_backend *ane_backend_at(size_t i);
+/* NULL name: "cpu". Fails with the device's own reason when it is absent. */
+ane_status ane_backend_find(const char *name, const ane_backend **out, ane_error *err);
+
+extern const ane_backend ane_backend_cpu;
+
+#endif

@@ -1,0 +1,167 @@
+/* The CPU device's own structures: a plan is a list of steps over strided views of
+ * buffers, made once per (input shapes, strides, alias set) and shared by requests.
+ *
+ * Buffers are inputs, outputs, constants (views of the program's surfaces) and scratch
+ * slots of one block whose layout pass/memplan.c made from lifetimes. A binding holds one
+ * base address per buffer; only the scratch ones change, when a run gets another block.
+ */
+#ifndef ANE_CPU_H
+#define ANE_CPU_H
+
+#include "../../base/sync.h"
+#include "../../ir/ops.h"
+#include "../backend.h"
+
+#include <stdatomic.h>
+
+typedef enum ane_buf_kind {
+    ANE_BUF_INPUT, ANE_BUF_OUTPUT, ANE_BUF_CONST, ANE_BUF_SCRATCH
+} ane_buf_kind;
+
+typedef struct ane_buf {
+    ane_buf_kind kind;
+    int index;                          /* INPUT, OUTPUT: number of the port */
+    const void *data;                   /* CONST */
+    size_t bytes;
+    size_t offset;                      /* SCRATCH: in the block */
+    int first, last;                    /* steps that touch it; first > last: none */
+} ane_buf;
+
+typedef struct ane_view {
+    int buf;
+    ane_dtype dtype;
+    int rank;
+    int64_t offset;                     /* bytes from the buffer's base to element 0 */
+    int64_t shape[ANE_MAX_RANK];
+    int64_t strides[ANE_MAX_RANK];      /* bytes */
+} ane_view;
+
+typedef struct ane_plan ane_plan;
+typedef struct ane_step ane_step;
+
+/* One run in progress. */
+typedef struct ane_exec {
+    const ane_plan *plan;
+    char **base;                        /* per buffer */
+    ane_rt **rts;                       /* per island slot */
+    ane_tensor *outputs;                /* the request's, for shapes found by running */
+    uint64_t rng;
+    ane_run_clock *clock;
+} ane_exec;
+
+typedef ane_status ane_step_fn(ane_exec *ex, const ane_step *s, ane_error *err);
+
+struct ane_step {
+    ane_step_fn *fn;
+    const ane_op *op;                   /* the (last) op it computes; NULL: a copy */
+    int n_out, n_in;
+    ane_view *views;                    /* outputs, then inputs */
+    void *data;                         /* the family's own, in the plan's arena */
+    const char *label;                  /* "matmul+add" */
+    const char *kernel;                 /* what runs it, for reports */
+    double flops;
+    bool in_place;                      /* may write output 0 over an input of the same
+                                           view: every element is read before written */
+};
+
+struct ane_plan {
+    atomic_int refs;
+    ane_arena *arena;
+    ane_program *program;               /* specialised; owns everything ops point at */
+    ane_program *types;                 /* owns the parameter types it was made with */
+    const ane_function *fn;
+    int n_in, n_out;
+    const ane_tensor *key;              /* inputs, then outputs, surfaces NULL */
+    const int *alias;                   /* per output: input with the same view, or -1 */
+    int n_bufs, cap_bufs;
+    ane_buf *bufs;
+    int n_steps, cap_steps;
+    ane_step *steps;
+    size_t scratch, values;             /* block bytes; the same without reuse */
+    int n_rts;                          /* island slots */
+    int n_held, cap_held;               /* prebuilt constants of islands */
+    ane_rt **held;
+    bool walk;                          /* blocks, states: the whole function at once */
+};
+
+static inline ane_view *ane_step_out(const ane_step *s, int i) { return &s->views[i]; }
+static inline ane_view *ane_step_in(const ane_step *s, int i) {
+    return &s->views[s->n_out + i];
+}
+static inline void *ane_at(const ane_exec *ex, const ane_view *v) {
+    return ex->base[v->buf] + v->offset;
+}
+
+/* ---------------------------------------------------------------- plan.c */
+
+/* inputs and outputs as in ane_backend.bind; only shapes, strides and aliases matter. */
+ane_status ane_plan_create(const ane_function *f, const ane_backend_options *opts,
+                           const ane_tensor *inputs, const ane_tensor *outputs,
+                           ane_plan **out, ane_error *err);
+void ane_plan_release(ane_plan *p);
+/* f for these input shapes: a program of its own; *types (may be NULL) must outlive it. */
+ane_status ane_function_for(const ane_function *f, const ane_tensor *inputs,
+                            ane_program **types, ane_program **out, ane_error *err);
+bool ane_plan_fits(const ane_plan *p, const ane_tensor *inputs, const ane_tensor *outputs);
+
+/* Where a value is while planning. */
+typedef struct ane_place {
+    bool placed;                        /* `at` is good */
+    ane_view at;
+    int rt;                             /* island slot, -1: none */
+} ane_place;
+
+typedef struct ane_planner {
+    ane_plan *plan;
+    const ane_backend_options *opts;
+    ane_place *places;                  /* by value id */
+    uint32_t n_places;
+    ane_error *err;
+} ane_planner;
+
+/* The view of a value: constants become buffers when first asked for. Fails on values
+ * without one (lists, strings, sub-byte constants): see ane_plan_is_tensor. */
+ane_status ane_plan_operand(ane_planner *pl, const ane_value *v, ane_view *out);
+/* Where to write a value: its output buffer or a new scratch slot. */
+ane_status ane_plan_dest(ane_planner *pl, const ane_value *v, ane_view *out);
+bool ane_plan_is_tensor(const ane_type *t);
+ane_step *ane_plan_step(ane_planner *pl, ane_step_fn *fn, const ane_op *op, int n_out,
+                        int n_in);      /* zeroed views; NULL: no memory */
+
+/* ---------------------------------------------------------------- fallback.c */
+
+/* Reference evaluation of one op, of any kind. */
+ane_status ane_plan_fallback(ane_planner *pl, const ane_op *op);
+/* Output `output` is what island slot `rt` holds at the end. */
+ane_status ane_plan_export(ane_planner *pl, int rt, int output);
+/* The whole function by the reference walker. */
+ane_status ane_plan_walk(ane_planner *pl);
+/* Dense doubles of a view, and back with rounding (saturating for integers). */
+void ane_view_load(const ane_view *v, const void *data, double *dst);
+void ane_view_store(const ane_view *v, void *data, const double *src);
+
+/* ---------------------------------------------------------------- ops_copy.c */
+
+ane_status ane_plan_copy(ane_planner *pl, const ane_view *dst, const ane_view *src);
+
+/* ---------------------------------------------------------------- exec.c */
+
+typedef struct ane_cpu_binding ane_cpu_binding;
+ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *outputs,
+                        ane_cpu_binding **out, ane_error *err);     /* retains plan */
+void ane_cpu_unbind(ane_cpu_binding *b);
+ane_status ane_cpu_run(ane_cpu_binding *b, ane_run_clock *clock, bool profile,
+                       ane_error *err);
+size_t ane_cpu_step_count(const ane_cpu_binding *b);
+void ane_cpu_step(const ane_cpu_binding *b, size_t i, ane_step_info *info);
+void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info);
+
+/* ---------------------------------------------------------------- shared small things */
+
+static inline int64_t ane_view_count(const ane_view *v) {
+    int64_t n = 1;
+    for (int i = 0; i < v->rank; i++) n *= v->shape[i];
+    return n;
+}
+
+#endif

@@ -1,0 +1,124 @@
+/* The CPU device's table: executables keep the plans made so far. */
+#include "cpu.h"
+
+#include <string.h>
+
+#define PLANS_MAX 64                    /* shapes kept; requests keep theirs anyway */
+
+typedef struct cpu_exe {
+    const ane_function *fn;
+    ane_backend_options opts;
+    ane_mutex lock;
+    int n_plans;
+    ane_plan *plans[PLANS_MAX];         /* most recent first */
+} cpu_exe;
+
+static bool available(void) { return true; }
+
+static const char *detail(void) { return "CPU"; }
+
+static void destroy(void *exe) {
+    cpu_exe *e = exe;
+    if (!e) return;
+    for (int i = 0; i < e->n_plans; i++) ane_plan_release(e->plans[i]);
+    pthread_mutex_destroy(&e->lock);
+    ane_free(e);
+}
+
+static ane_status compile(const ane_function *f, const ane_backend_options *opts, void **exe,
+                          ane_error *err) {
+    if (strcmp(opts->numerics, "ieee"))
+        return ane_fail(err, ANE_ERR_UNSUPPORTED,
+                        "[compile] numerics \"%s\" is not there yet; use \"ieee\"",
+                        opts->numerics);
+    cpu_exe *e = ane_calloc(1, sizeof *e);
+    if (!e) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
+    e->fn = f;
+    e->opts = *opts;
+    pthread_mutex_init(&e->lock, NULL);
+    *exe = e;
+    return ANE_OK;
+}
+
+/* A retained plan for these operands. Planning happens under the lock: a second thread
+ * that wants the same shape waits instead of planning it twice. */
+static ane_status plan_for(cpu_exe *e, const ane_tensor *inputs, const ane_tensor *outputs,
+                           ane_plan **out, ane_error *err) {
+    ane_status st = ANE_OK;
+    ane_plan *p = NULL;
+    ane_mutex_lock(&e->lock);
+    int i = 0;
+    while (i < e->n_plans && !ane_plan_fits(e->plans[i], inputs, outputs)) i++;
+    if (i < e->n_plans) {
+        p = e->plans[i];
+    } else {
+        st = ane_plan_create(e->fn, &e->opts, inputs, outputs, &p, err);
+        if (!st) {
+            if (e->n_plans == PLANS_MAX) ane_plan_release(e->plans[--e->n_plans]);
+            i = e->n_plans++;
+        }
+    }
+    if (!st) {
+        memmove(e->plans + 1, e->plans, (size_t)i * sizeof *e->plans);
+        e->plans[0] = p;
+        atomic_fetch_add(&p->refs, 1);
+        *out = p;
+    }
+    ane_mutex_unlock(&e->lock);
+    return st;
+}
+
+static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
+                       void **binding, ane_error *err) {
+    ane_plan *p = NULL;
+    ane_cpu_binding *b = NULL;
+    ane_status st = plan_for(exe, inputs, outputs, &p, err);
+    if (!st) st = ane_cpu_bind(p, inputs, outputs, &b, err);
+    ane_plan_release(p);
+    if (!st) *binding = b;
+    return st;
+}
+
+static void unbind(void *binding) { ane_cpu_unbind(binding); }
+
+static ane_status run(void *binding, ane_run_clock *clock, bool profile, ane_error *err) {
+    return ane_cpu_run(binding, clock, profile, err);
+}
+
+static ane_status infer(void *exe, const ane_tensor *inputs, ane_port *outputs,
+                        ane_error *err) {
+    cpu_exe *e = exe;
+    ane_program *types = NULL, *p = NULL;
+    ane_status st = ane_function_for(e->fn, inputs, &types, &p, err);
+    if (st) return st;
+    const ane_block *body = p->functions->body;
+    for (int i = 0; i < body->n_outputs; i++) {
+        const ane_type *t = body->outputs[i]->type;
+        for (int d = 0; t->kind == ANE_T_TENSOR && d < t->rank; d++)
+            outputs[i].dims[d] = t->dims[d] < 0 ? -1 : t->dims[d];
+    }
+    ane_program_release(p);
+    ane_program_release(types);
+    return ANE_OK;
+}
+
+static size_t step_count(void *binding) { return ane_cpu_step_count(binding); }
+static void step(void *binding, size_t i, ane_step_info *info) {
+    ane_cpu_step(binding, i, info);
+}
+static void memory(void *binding, ane_memory_info *info) { ane_cpu_memory(binding, info); }
+
+const ane_backend ane_backend_cpu = {
+    .name = "cpu",
+    .available = available,
+    .detail = detail,
+    .compile = compile,
+    .destroy = destroy,
+    .bind = bind,
+    .unbind = unbind,
+    .run = run,
+    .infer = infer,
+    .step_count = step_count,
+    .step = step,
+    .memory = memory,
+};

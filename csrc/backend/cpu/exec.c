@@ -1,0 +1,172 @@
+/* Runs plans. A binding holds addresses; a run borrows one scratch block from the
+ * process-wide pool, so kernels that run one after another share warm memory and the same
+ * kernel can run in several threads at once. */
+#include "cpu.h"
+
+#include <string.h>
+#include <time.h>
+
+/* ---------------------------------------------------------------- scratch blocks */
+
+typedef struct block {
+    struct block *next;
+    size_t bytes;
+} block;
+
+#define HEAD ((sizeof(block) + ANE_ALIGN - 1) & ~(size_t)(ANE_ALIGN - 1))
+
+static ane_mutex pool_lock = ANE_MUTEX_INIT;
+static block *pool;                     /* ascending by size */
+
+static block *take_block(size_t bytes) {
+    ane_mutex_lock(&pool_lock);
+    for (block **at = &pool; *at; at = &(*at)->next) {
+        block *b = *at;
+        if (b->bytes < bytes) continue;
+        *at = b->next;
+        ane_mutex_unlock(&pool_lock);
+        return b;
+    }
+    /* All are too small. The largest idle one makes room, so that growing shapes do not
+     * leave a trail of blocks. */
+    block **last = &pool;
+    while (*last && (*last)->next) last = &(*last)->next;
+    block *old = *last;
+    if (old) *last = NULL;
+    ane_mutex_unlock(&pool_lock);
+    ane_aligned_free(old);
+    size_t want;
+    if (!ane_add_size(bytes, HEAD, &want)) return NULL;
+    block *b = ane_aligned_alloc(want);
+    if (b) b->bytes = bytes;
+    return b;
+}
+
+static void give_block(block *b) {
+    ane_mutex_lock(&pool_lock);
+    block **at = &pool;
+    while (*at && (*at)->bytes < b->bytes) at = &(*at)->next;
+    b->next = *at;
+    *at = b;
+    ane_mutex_unlock(&pool_lock);
+}
+
+/* ---------------------------------------------------------------- bindings */
+
+struct ane_cpu_binding {
+    ane_plan *plan;
+    ane_exec ex;
+    block *bound;                       /* whose addresses ex.base holds now */
+    uint64_t runs;
+    double *seconds;                    /* per step, of the last profiled run */
+};
+
+ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *outputs,
+                        ane_cpu_binding **out, ane_error *err) {
+    ane_cpu_binding *b = ane_calloc(1, sizeof *b);
+    if (b) {
+        b->ex.base = ane_calloc((size_t)plan->n_bufs + 1, sizeof *b->ex.base);
+        b->ex.rts = ane_calloc((size_t)plan->n_rts + 1, sizeof *b->ex.rts);
+        b->seconds = ane_calloc((size_t)plan->n_steps + 1, sizeof *b->seconds);
+    }
+    if (!b || !b->ex.base || !b->ex.rts || !b->seconds) {
+        if (b) {
+            ane_free(b->ex.base);
+            ane_free(b->ex.rts);
+            ane_free(b->seconds);
+        }
+        ane_free(b);
+        return ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
+    }
+    atomic_fetch_add(&plan->refs, 1);
+    b->plan = plan;
+    b->ex.plan = plan;
+    b->ex.outputs = outputs;
+    for (int i = 0; i < plan->n_bufs; i++) {
+        const ane_buf *f = &plan->bufs[i];
+        if (f->kind == ANE_BUF_INPUT) b->ex.base[i] = ane_tensor_data(&inputs[f->index]);
+        if (f->kind == ANE_BUF_OUTPUT && outputs[f->index].surface)
+            b->ex.base[i] = ane_tensor_data(&outputs[f->index]);
+        if (f->kind == ANE_BUF_CONST) b->ex.base[i] = (char *)(uintptr_t)f->data;
+    }
+    *out = b;
+    return ANE_OK;
+}
+
+void ane_cpu_unbind(ane_cpu_binding *b) {
+    if (!b) return;
+    ane_plan_release(b->plan);
+    ane_free(b->ex.base);
+    ane_free(b->ex.rts);
+    ane_free(b->seconds);
+    ane_free(b);
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+ane_status ane_cpu_run(ane_cpu_binding *b, ane_run_clock *clock, bool profile,
+                       ane_error *err) {
+    const ane_plan *p = b->plan;
+    ane_exec *ex = &b->ex;
+    block *scratch = NULL;
+    if (p->scratch) {
+        scratch = take_block(p->scratch);
+        if (!scratch)
+            return ane_fail(err, ANE_ERR_NOMEM, "[run] out of memory for %zu bytes of scratch",
+                            p->scratch);
+        if (scratch != b->bound) {
+            char *base = (char *)scratch + HEAD;
+            for (int i = 0; i < p->n_bufs; i++)
+                if (p->bufs[i].kind == ANE_BUF_SCRATCH) ex->base[i] = base + p->bufs[i].offset;
+            b->bound = scratch;
+        }
+    }
+    ex->clock = clock;
+    /* Ops without a seed differ from run to run, and repeat from process to process. */
+    ex->rng = ++b->runs * 0x9e3779b97f4a7c15u;
+    ane_status st = ANE_OK;
+    for (int i = 0; i < p->n_steps; i++) {
+        const ane_step *s = &p->steps[i];
+        if (i && (st = ane_run_clock_check(clock, err))) break;
+        double t = profile ? now() : 0;
+        if ((st = s->fn(ex, s, err))) break;
+        if (profile) b->seconds[i] = now() - t;
+    }
+    for (int i = 0; i < p->n_rts; i++) {
+        ane_rt_release(ex->rts[i]);
+        ex->rts[i] = NULL;
+    }
+    if (scratch) give_block(scratch);
+    return st;
+}
+
+/* ---------------------------------------------------------------- reports */
+
+size_t ane_cpu_step_count(const ane_cpu_binding *b) { return (size_t)b->plan->n_steps; }
+
+void ane_cpu_step(const ane_cpu_binding *b, size_t i, ane_step_info *info) {
+    const ane_step *s = &b->plan->steps[i];
+    *info = (ane_step_info){.op = s->label, .kernel = s->kernel, .flops = s->flops,
+                            .seconds = b->seconds[i]};
+    info->name = s->op && s->op->n_results ? s->op->results[0]->name : "";
+    for (int j = 0; j < s->n_out + s->n_in; j++)
+        if (s->views[j].buf >= 0)
+            info->bytes += (double)ane_view_count(&s->views[j]) *
+                           (double)ane_dtype_size(s->views[j].dtype);
+}
+
+void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info) {
+    const ane_plan *p = b->plan;
+    *info = (ane_memory_info){.scratch = p->scratch, .values = p->values};
+    for (int i = 0; i < p->n_in + p->n_out; i++) {
+        if (p->key[i].rank < 0) continue;
+        size_t n = (size_t)ane_tensor_count(&p->key[i]) * ane_dtype_size(p->key[i].dtype);
+        *(i < p->n_in ? &info->inputs : &info->outputs) += n;
+    }
+    for (int i = 0; i < p->n_bufs; i++)
+        if (p->bufs[i].kind == ANE_BUF_CONST) info->constants += p->bufs[i].bytes;
+}

@@ -1,0 +1,345 @@
+/* IR to planned steps: specialise for the shapes, place every value, emit one step per op
+ * (or group of ops), lay scratch out by lifetime. */
+#include "cpu.h"
+
+#include "../../pass/memplan.h"
+#include "../../pass/pass.h"
+
+#include <limits.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------- buffers, steps */
+
+static int add_buf(ane_planner *pl, ane_buf_kind kind, size_t bytes) {
+    ane_plan *p = pl->plan;
+    if (p->n_bufs == p->cap_bufs) {
+        int cap = p->cap_bufs ? p->cap_bufs * 2 : 64;
+        ane_buf *grown = ane_realloc(p->bufs, (size_t)cap * sizeof *grown);
+        if (!grown) {
+            ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+            return -1;
+        }
+        p->bufs = grown;
+        p->cap_bufs = cap;
+    }
+    p->bufs[p->n_bufs] = (ane_buf){.kind = kind, .bytes = bytes, .first = INT_MAX, .last = -1};
+    return p->n_bufs++;
+}
+
+ane_step *ane_plan_step(ane_planner *pl, ane_step_fn *fn, const ane_op *op, int n_out,
+                        int n_in) {
+    ane_plan *p = pl->plan;
+    if (p->n_steps == p->cap_steps) {
+        int cap = p->cap_steps ? p->cap_steps * 2 : 64;
+        ane_step *grown = ane_realloc(p->steps, (size_t)cap * sizeof *grown);
+        if (!grown) return NULL;
+        p->steps = grown;
+        p->cap_steps = cap;
+    }
+    ane_view *views = ane_arena_alloc(p->arena, (size_t)(n_out + n_in) * sizeof *views);
+    if (!views) return NULL;
+    for (int i = 0; i < n_out + n_in; i++) views[i].buf = -1;
+    ane_step *s = &p->steps[p->n_steps++];
+    *s = (ane_step){.fn = fn, .op = op, .n_out = n_out, .n_in = n_in, .views = views,
+                    .label = op ? op->row->name : "copy", .kernel = "plain"};
+    return s;
+}
+
+static void row_major(ane_view *v) {
+    int64_t stride = (int64_t)ane_dtype_size(v->dtype);
+    for (int i = v->rank - 1; i >= 0; i--) {
+        v->strides[i] = stride;
+        stride *= v->shape[i];
+    }
+}
+
+bool ane_plan_is_tensor(const ane_type *t) {
+    return t->kind == ANE_T_TENSOR && ane_dtype_size(t->dtype) && ane_type_static(t);
+}
+
+static ane_status view_of_type(ane_planner *pl, const ane_type *t, int buf, ane_view *out) {
+    *out = (ane_view){.buf = buf, .dtype = t->dtype, .rank = t->rank};
+    memcpy(out->shape, t->dims, sizeof out->shape);
+    row_major(out);
+    (void)pl;
+    return ANE_OK;
+}
+
+static void view_of_tensor(const ane_tensor *t, int buf, ane_view *out) {
+    *out = (ane_view){.buf = buf, .dtype = t->dtype, .rank = t->rank};
+    memcpy(out->shape, t->shape, sizeof out->shape);
+    memcpy(out->strides, t->strides, sizeof out->strides);
+}
+
+ane_status ane_plan_operand(ane_planner *pl, const ane_value *v, ane_view *out) {
+    ane_place *place = &pl->places[v->id];
+    if (place->placed) {
+        *out = place->at;
+        return ANE_OK;
+    }
+    ANE_ASSERT(v->konst && ane_plan_is_tensor(v->konst->type));
+    if (!v->konst->data)
+        return ane_fail(pl->err, ANE_ERR_INVALID,
+                        "[compile] constant %s has no data: weight file %s was not found",
+                        v->name, v->konst->blob_path ? v->konst->blob_path : "?");
+    int buf = add_buf(pl, ANE_BUF_CONST, v->konst->bytes);
+    if (buf < 0) return ANE_ERR_NOMEM;
+    pl->plan->bufs[buf].data = v->konst->data;
+    view_of_type(pl, v->konst->type, buf, &place->at);
+    place->placed = true;
+    *out = place->at;
+    return ANE_OK;
+}
+
+ane_status ane_plan_dest(ane_planner *pl, const ane_value *v, ane_view *out) {
+    ane_plan *p = pl->plan;
+    ane_place *place = &pl->places[v->id];
+    ANE_ASSERT(!place->placed);
+    place->placed = true;
+    for (int i = 0; i < p->n_out; i++) {
+        if (p->fn->body->outputs[i] != v || p->alias[i] >= 0) continue;
+        view_of_tensor(&p->key[p->n_in + i], p->n_in + i, &place->at);
+        *out = place->at;
+        return ANE_OK;
+    }
+    size_t bytes;
+    if (!ane_type_bytes(v->type, &bytes))
+        return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] value %s is too large", v->name);
+    int buf = add_buf(pl, ANE_BUF_SCRATCH, bytes);
+    if (buf < 0) return ANE_ERR_NOMEM;
+    view_of_type(pl, v->type, buf, &place->at);
+    *out = place->at;
+    return ANE_OK;
+}
+
+/* ---------------------------------------------------------------- specialisation */
+
+ane_status ane_function_for(const ane_function *f, const ane_tensor *inputs,
+                            ane_program **types, ane_program **out, ane_error *err) {
+    bool fixed = true;
+    ane_program *tp = NULL;
+    const ane_type **list = NULL;
+    ane_status st = ANE_OK;
+    *types = NULL;
+    for (int i = 0; i < f->n_params; i++) fixed = fixed && ane_type_static(f->params[i]->type);
+    if (!fixed) {
+        st = ane_program_create("1.3", &tp, err);
+        if (st) return st;
+        list = ane_calloc((size_t)f->n_params, sizeof *list);
+        if (!list) goto nomem;
+        for (int i = 0; i < f->n_params; i++) {
+            const ane_tensor *t = &inputs[i];
+            list[i] = ane_type_tensor(tp, t->dtype, t->rank, t->shape);
+            if (list[i] && f->params[i]->type->kind == ANE_T_STATE)
+                list[i] = ane_type_state(tp, list[i]);
+            if (!list[i]) goto nomem;
+        }
+    }
+    st = ane_function_specialize(f, list, out, err);
+    if (!st) {
+        *types = tp;
+        tp = NULL;
+    }
+    goto done;
+nomem:
+    st = ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
+done:
+    ane_free(list);
+    ane_program_release(tp);
+    return st;
+}
+
+/* ---------------------------------------------------------------- plan */
+
+static uint32_t max_id(const ane_block *b, uint32_t m) {
+    for (int i = 0; i < b->n_params; i++)
+        if (b->params[i]->id > m) m = b->params[i]->id;
+    for (const ane_op *op = b->first; op; op = op->next) {
+        for (int i = 0; i < op->n_results; i++)
+            if (op->results[i]->id > m) m = op->results[i]->id;
+        for (int i = 0; i < op->n_blocks; i++) m = max_id(op->blocks[i], m);
+    }
+    return m;
+}
+
+static bool needs_walk(const ane_function *f) {
+    for (int i = 0; i < f->n_params; i++)
+        if (f->params[i]->type->kind != ANE_T_TENSOR) return true;
+    for (const ane_op *op = f->body->first; op; op = op->next)
+        if (op->n_blocks) return true;
+    return false;
+}
+
+static bool all_known(const ane_op *op) {
+    for (int i = 0; i < op->n_results; i++)
+        if (!op->results[i]->konst) return false;
+    return op->n_results > 0;
+}
+
+static ane_status plan_ops(ane_planner *pl) {
+    ane_plan *p = pl->plan;
+    const ane_function *f = p->fn;
+    ane_status st = ANE_OK;
+    for (int i = 0; i < f->n_params; i++) {
+        ane_place *place = &pl->places[f->params[i]->id];
+        view_of_tensor(&p->key[i], i, &place->at);
+        place->placed = true;
+    }
+    for (const ane_op *op = f->body->first; op && !st; op = op->next) {
+        if (all_known(op)) continue;
+        st = ane_plan_fallback(pl, op);
+        if (st) ane_error_prefix(pl->err, "%s: ", op->results && op->n_results
+                                                      ? op->results[0]->name
+                                                      : op->row->name);
+    }
+    for (int i = 0; i < p->n_out && !st; i++) {
+        const ane_value *v = f->body->outputs[i];
+        ane_view src, dst;
+        if (p->key[p->n_in + i].rank < 0) {
+            if (pl->places[v->id].rt < 0)
+                return ane_fail(pl->err, ANE_ERR_UNSUPPORTED,
+                                "[compile] output %s is not a tensor of numbers", v->name);
+            st = ane_plan_export(pl, pl->places[v->id].rt, i);
+            continue;
+        }
+        st = ane_plan_operand(pl, v, &src);
+        if (st || src.buf == p->n_in + i) continue;
+        view_of_tensor(&p->key[p->n_in + i], p->n_in + i, &dst);
+        st = ane_plan_copy(pl, &dst, &src);
+    }
+    return st;
+}
+
+static ane_status lay_out(ane_planner *pl) {
+    ane_plan *p = pl->plan;
+    int n = 0;
+    for (int i = 0; i < p->n_steps; i++) {
+        const ane_step *s = &p->steps[i];
+        for (int j = 0; j < s->n_out + s->n_in; j++) {
+            if (s->views[j].buf < 0) continue;
+            ane_buf *b = &p->bufs[s->views[j].buf];
+            if (i < b->first) b->first = i;
+            if (i > b->last) b->last = i;
+        }
+    }
+    ane_lifetime *items = ane_calloc((size_t)p->n_bufs + 1, sizeof *items);
+    if (!items) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+    for (int i = 0; i < p->n_bufs; i++)
+        if (p->bufs[i].kind == ANE_BUF_SCRATCH)
+            items[n++] = (ane_lifetime){.bytes = p->bufs[i].bytes, .first = p->bufs[i].first,
+                                        .last = p->bufs[i].last};
+    ane_status st = ane_memplan(items, n, &p->scratch, &p->values, pl->err);
+    n = 0;
+    for (int i = 0; i < p->n_bufs; i++)
+        if (p->bufs[i].kind == ANE_BUF_SCRATCH) p->bufs[i].offset = items[n++].offset;
+    ane_free(items);
+    return st;
+}
+
+static void key_of(ane_tensor *key, const ane_tensor *t) {
+    *key = *t;
+    key->surface = NULL;
+    key->offset = 0;
+    if (!t->surface) {
+        key->rank = -1;
+        return;
+    }
+    for (int i = 0; i < t->rank; i++)
+        if (t->shape[i] == 1) key->strides[i] = 0;      /* never used to step */
+}
+
+static int alias_of(const ane_tensor *inputs, int n_in, const ane_tensor *out) {
+    for (int i = 0; i < n_in && out->surface; i++)
+        if (inputs[i].surface == out->surface && inputs[i].offset == out->offset) return i;
+    return -1;
+}
+
+ane_status ane_plan_create(const ane_function *f, const ane_backend_options *opts,
+                           const ane_tensor *inputs, const ane_tensor *outputs,
+                           ane_plan **out, ane_error *err) {
+    ane_plan *p = ane_calloc(1, sizeof *p);
+    ane_planner pl = {.plan = p, .opts = opts, .err = err};
+    ane_status st = ANE_ERR_NOMEM;
+    if (!p || !(p->arena = ane_arena_create())) {
+        ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
+        goto done;
+    }
+    atomic_init(&p->refs, 1);
+    p->n_in = f->n_params;
+    p->n_out = f->body->n_outputs;
+    st = ane_function_for(f, inputs, &p->types, &p->program, err);
+    if (st) goto done;
+    ane_function *fn = p->program->functions;
+    p->fn = fn;
+    st = ane_passes_run(fn, err);
+    if (st) goto done;
+
+    ane_tensor *key = ane_arena_alloc(p->arena, (size_t)(p->n_in + p->n_out) * sizeof *key);
+    int *alias = ane_arena_alloc(p->arena, (size_t)p->n_out * sizeof *alias);
+    pl.n_places = max_id(fn->body, 0) + 1;
+    for (int i = 0; i < fn->n_params; i++)
+        if (fn->params[i]->id >= pl.n_places) pl.n_places = fn->params[i]->id + 1;
+    pl.places = ane_calloc(pl.n_places, sizeof *pl.places);
+    if (!key || !alias || !pl.places) {
+        st = ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
+        goto done;
+    }
+    for (uint32_t i = 0; i < pl.n_places; i++) pl.places[i].rt = -1;
+    for (int i = 0; i < p->n_in; i++) key_of(&key[i], &inputs[i]);
+    for (int i = 0; i < p->n_out; i++) {
+        key_of(&key[p->n_in + i], &outputs[i]);
+        alias[i] = alias_of(inputs, p->n_in, &outputs[i]);
+    }
+    p->key = key;
+    p->alias = alias;
+    for (int i = 0; i < p->n_in + p->n_out; i++) {
+        int b = add_buf(&pl, i < p->n_in ? ANE_BUF_INPUT : ANE_BUF_OUTPUT, 0);
+        if (b < 0) {
+            st = ANE_ERR_NOMEM;
+            goto done;
+        }
+        p->bufs[b].index = i < p->n_in ? i : i - p->n_in;
+    }
+    p->walk = needs_walk(fn);
+    st = p->walk ? ane_plan_walk(&pl) : plan_ops(&pl);
+    if (!st) st = lay_out(&pl);
+done:
+    ane_free(pl.places);
+    if (st) {
+        ane_plan_release(p);
+        return st;
+    }
+    *out = p;
+    return ANE_OK;
+}
+
+void ane_plan_release(ane_plan *p) {
+    if (!p || atomic_fetch_sub(&p->refs, 1) > 1) return;
+    for (int i = 0; i < p->n_held; i++) ane_rt_release(p->held[i]);
+    ane_free(p->held);
+    ane_free(p->bufs);
+    ane_free(p->steps);
+    ane_program_release(p->program);
+    ane_program_release(p->types);
+    ane_arena_destroy(p->arena);
+    ane_free(p);
+}
+
+static bool same_key(const ane_tensor *a, const ane_tensor *t) {
+    if (!t->surface || a->rank < 0) return !t->surface && a->rank < 0;
+    if (a->dtype != t->dtype || a->rank != t->rank) return false;
+    for (int i = 0; i < t->rank; i++)
+        if (a->shape[i] != t->shape[i] || (t->shape[i] != 1 && a->strides[i] != t->strides[i]))
+            return false;
+    return true;
+}
+
+bool ane_plan_fits(const ane_plan *p, const ane_tensor *inputs, const ane_tensor *outputs) {
+    for (int i = 0; i < p->n_in; i++)
+        if (!same_key(&p->key[i], &inputs[i])) return false;
+    for (int i = 0; i < p->n_out; i++)
+        if (!same_key(&p->key[p->n_in + i], &outputs[i]) ||
+            p->alias[i] != alias_of(inputs, p->n_in, &outputs[i]))
+            return false;
+    return true;
+}

@@ -1,0 +1,31 @@
+/* Dead code: an op none of whose results is used goes, unless it changes a state. */
+#include "pass.h"
+
+#include <string.h>
+
+static bool has_effect(const ane_op *op) {
+    if (op->n_results == 0) return true;
+    for (int p = 0; p < op->row->n_params; p++)
+        for (int i = 0; i < op->args[p].n; i++)
+            if (op->args[p].v[i]->type->kind == ANE_T_STATE) return true;
+    for (int i = 0; i < op->n_blocks; i++)
+        for (const ane_op *o = op->blocks[i]->first; o; o = o->next)
+            if (has_effect(o)) return true;
+    return false;
+}
+
+static ane_status sweep(ane_block *b, ane_error *err) {
+    for (ane_op *op = b->last, *prev; op; op = prev) {
+        prev = op->prev;
+        bool used = has_effect(op);
+        for (int i = 0; i < op->n_results && !used; i++) used = op->results[i]->uses > 0;
+        ane_status st = ANE_OK;
+        if (!used) st = ane_op_remove(op, err);
+        else
+            for (int i = 0; i < op->n_blocks && !st; i++) st = sweep(op->blocks[i], err);
+        if (st) return st;
+    }
+    return ANE_OK;
+}
+
+ane_status ane_pass_dce(ane_function *f, ane_error *err) { return sweep(f->body, err); }

@@ -1,0 +1,538 @@
+/* Kernels, requests and pipelines: everything about them that no device differs in.
+ * Checking operands, aliases and validity is here; a backend sees only what is right. */
+#include "program.h"
+
+#include "base/sync.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------- kernels */
+
+struct ane_kernel {
+    atomic_int refs;
+    ane_program *program;               /* one function, the kernel's own */
+    const ane_function *fn;
+    const ane_backend *backend;
+    void *exe;
+    size_t n_in, n_out;
+    ane_port *in, *out;
+    bool open_shapes;                   /* some output dim needs ane_kernel_infer */
+};
+
+static ane_status pick_function(const ane_program *p, const char *name,
+                                const ane_function **out, ane_error *err) {
+    const ane_function *f = ane_program_function(p, name ? name : "main");
+    if (!f && !name && p->functions && !p->functions->next) f = p->functions;
+    if (!f && !p->functions)
+        return ane_fail(err, ANE_ERR_INVALID, "[compile] the program has no function");
+    if (!f) {
+        char list[512] = "";
+        size_t n = 0;
+        for (const ane_function *g = p->functions; g && n < sizeof list; g = g->next) {
+            int w = snprintf(list + n, sizeof list - n, "%s\"%s\"", n ? ", " : "", g->name);
+            n += w > 0 ? (size_t)w : 0;
+        }
+        return ane_fail(err, ANE_ERR_NOT_FOUND,
+                        "[compile] no function \"%s\"; the program has %s",
+                        name ? name : "main", list);
+    }
+    *out = f;
+    return ANE_OK;
+}
+
+static ane_status fill_port(ane_port *port, const ane_value *v, ane_error *err) {
+    const ane_type *t = v->type;
+    *port = (ane_port){.name = v->name, .dtype = ANE_STRING};
+    if (t->kind == ANE_T_STATE) {
+        port->state = true;
+        t = t->elem;
+    }
+    if (t->kind != ANE_T_TENSOR) return ANE_OK;         /* shape by running, if at all */
+    port->dtype = t->dtype;
+    port->rank = t->rank;
+    for (int i = 0; i < t->rank; i++) port->dims[i] = t->dims[i] < 0 ? -1 : t->dims[i];
+    size_t unit = ane_dtype_size(t->dtype);
+    if (!ane_type_static(t)) return ANE_OK;
+    if (!ane_shape_bytes(t->rank, t->dims, unit, &port->bytes))
+        return ane_fail(err, ANE_ERR_NOMEM, "[compile] %s is larger than memory", v->name);
+    int64_t stride = (int64_t)unit;
+    for (int i = t->rank - 1; i >= 0; i--) {
+        port->strides[i] = stride;
+        stride *= t->dims[i] ? t->dims[i] : 1;
+    }
+    return ANE_OK;
+}
+
+static ane_status precision_of(const char *name, ane_precision *out, ane_error *err) {
+    static const char *const names[] = {"highest", "high", "medium"};
+    for (int i = 0; i < 3; i++)
+        if (!name || !strcmp(name, names[i])) {
+            *out = (ane_precision)i;
+            return ANE_OK;
+        }
+    return ane_fail(err, ANE_ERR_INVALID,
+                    "[compile] unknown precision \"%s\"; expected \"highest\", \"high\" or "
+                    "\"medium\"", name);
+}
+
+ane_status ane_kernel_compile(const ane_program *p, const ane_compile_options *opts,
+                              ane_kernel **out, ane_error *err) {
+    static const ane_compile_options defaults = {.size = sizeof defaults};
+    ane_error local;
+    if (!err) err = &local;
+    ane_error_clear(err);
+    if (!opts) opts = &defaults;
+    if (opts->size != sizeof *opts)
+        return ane_fail(err, ANE_ERR_INVALID, "[compile] options of size %zu; expected %zu",
+                        opts->size, sizeof *opts);
+    const ane_backend *backend = NULL;
+    const ane_function *f = NULL;
+    ane_backend_options bo = {.prepack = opts->prepack};
+    const char *numerics = opts->numerics ? opts->numerics : "ieee";
+    ane_status st = precision_of(opts->precision, &bo.precision, err);
+    if (!st && strcmp(numerics, "ieee") && strcmp(numerics, "ane"))
+        st = ane_fail(err, ANE_ERR_INVALID,
+                      "[compile] unknown numerics \"%s\"; expected \"ieee\" or \"ane\"",
+                      numerics);
+    if (!st) st = ane_backend_find(opts->device, &backend, err);
+    if (!st) st = pick_function(p, opts->function, &f, err);
+    if (st) return st;
+    snprintf(bo.numerics, sizeof bo.numerics, "%s", numerics);
+
+    ane_kernel *k = ane_calloc(1, sizeof *k);
+    if (!k) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
+    atomic_init(&k->refs, 1);
+    k->backend = backend;
+    st = ane_function_specialize(f, NULL, &k->program, err);
+    if (st) goto done;
+    k->fn = k->program->functions;
+    k->n_in = (size_t)k->fn->n_params;
+    k->n_out = (size_t)k->fn->body->n_outputs;
+    k->in = ane_calloc(k->n_in, sizeof *k->in);
+    k->out = ane_calloc(k->n_out, sizeof *k->out);
+    if (!k->in || !k->out) {
+        st = ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
+        goto done;
+    }
+    st = backend->compile(k->fn, &bo, &k->exe, err);
+    for (size_t i = 0; i < k->n_in && !st; i++) {
+        st = fill_port(&k->in[i], k->fn->params[i], err);
+        if (!st && backend->port) st = backend->port(k->exe, false, i, &k->in[i], err);
+    }
+    for (size_t i = 0; i < k->n_out && !st; i++) {
+        st = fill_port(&k->out[i], k->fn->body->outputs[i], err);
+        if (!st && backend->port) st = backend->port(k->exe, true, i, &k->out[i], err);
+        for (int d = 0; d < k->out[i].rank; d++)
+            if (k->out[i].dims[d] < 0) k->open_shapes = true;
+    }
+done:
+    if (st) {
+        ane_kernel_release(k);
+        return st;
+    }
+    *out = k;
+    return ANE_OK;
+}
+
+ane_kernel *ane_kernel_retain(ane_kernel *k) {
+    atomic_fetch_add(&k->refs, 1);
+    return k;
+}
+
+void ane_kernel_release(ane_kernel *k) {
+    if (!k || atomic_fetch_sub(&k->refs, 1) > 1) return;
+    if (k->exe) k->backend->destroy(k->exe);
+    ane_program_release(k->program);
+    ane_free(k->in);
+    ane_free(k->out);
+    ane_free(k);
+}
+
+const ane_function *ane__kernel_function(const ane_kernel *k) { return k->fn; }
+size_t ane_kernel_input_count(const ane_kernel *k) { return k->n_in; }
+size_t ane_kernel_output_count(const ane_kernel *k) { return k->n_out; }
+const ane_port *ane_kernel_input(const ane_kernel *k, size_t i) {
+    return i < k->n_in ? &k->in[i] : NULL;
+}
+const ane_port *ane_kernel_output(const ane_kernel *k, size_t i) {
+    return i < k->n_out ? &k->out[i] : NULL;
+}
+const char *ane_kernel_device(const ane_kernel *k) { return k->backend->name; }
+
+/* "fp16 [1, 8, ?]" */
+static const char *shape_text(ane_dtype dtype, int rank, const int64_t *dims, char *buf,
+                              size_t n) {
+    size_t k = (size_t)snprintf(buf, n, "%s [", ane_dtype_mil_name(dtype));
+    for (int i = 0; i < rank && k < n; i++) {
+        if (i) k += (size_t)snprintf(buf + k, n - k, ", ");
+        if (k >= n) break;
+        if (dims[i] < 0) k += (size_t)snprintf(buf + k, n - k, "?");
+        else k += (size_t)snprintf(buf + k, n - k, "%lld", (long long)dims[i]);
+    }
+    if (k < n) snprintf(buf + k, n - k, "]");
+    return buf;
+}
+
+static ane_status check_operand(const ane_port *port, const ane_tensor *t, const char *what,
+                                ane_error *err) {
+    bool fits = port->rank == t->rank && port->dtype == t->dtype;
+    for (int i = 0; fits && i < t->rank; i++)
+        fits = port->dims[i] < 0 || port->dims[i] == t->shape[i];
+    if (fits) return ANE_OK;
+    char want[256], got[256];
+    shape_text(port->dtype, port->rank, port->dims, want, sizeof want);
+    shape_text(t->dtype, t->rank, t->shape, got, sizeof got);
+    return ane_fail(err, port->dtype == t->dtype ? ANE_ERR_SHAPE : ANE_ERR_DTYPE,
+                    "[bind] %s %s: expected %s, got %s", what, port->name, want, got);
+}
+
+ane_status ane_kernel_infer(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
+                            ane_port *outputs, size_t n_out, ane_error *err) {
+    if (n_in != k->n_in || n_out != k->n_out)
+        return ane_fail(err, ANE_ERR_INVALID,
+                        "[infer] the kernel has %zu inputs and %zu outputs; got %zu and %zu",
+                        k->n_in, k->n_out, n_in, n_out);
+    for (size_t i = 0; i < n_in; i++) {
+        ane_status st = check_operand(&k->in[i], &inputs[i], "input", err);
+        if (st) return st;
+    }
+    memcpy(outputs, k->out, n_out * sizeof *outputs);
+    if (!k->open_shapes || !k->backend->infer) return ANE_OK;
+    return k->backend->infer(k->exe, inputs, outputs, err);
+}
+
+/* ---------------------------------------------------------------- requests */
+
+struct ane_request {
+    atomic_int refs;
+    ane_mutex lock;
+    ane_kernel *kernel;
+    void *binding;
+    ane_tensor *in, *out;
+    size_t *extent;                     /* lo, hi per operand, inputs first */
+};
+
+/* Do two boxes with the same strides share an element? Element i of a and j of b meet where
+ * sum (i_d - j_d) * stride_d equals the distance of the two origins. Dimensions go from the
+ * largest stride down; what the smaller ones can reach bounds the candidates, of which
+ * views of one row-major parent have at most two each. */
+typedef struct box_pair {
+    int n;
+    int64_t stride[ANE_MAX_RANK], lo[ANE_MAX_RANK], hi[ANE_MAX_RANK], reach[ANE_MAX_RANK];
+    int64_t unit;
+    int budget;
+} box_pair;
+
+static bool meet(box_pair *p, int d, int64_t rest) {
+    if (d == p->n) return rest > -p->unit && rest < p->unit;
+    if (--p->budget < 0) return true;   /* not views of one parent: assume the worst */
+    int64_t s = p->stride[d], reach = p->reach[d] + p->unit - 1;
+    int64_t first = (rest - reach) / s - 1, last = (rest + reach) / s + 1;
+    if (first < p->lo[d]) first = p->lo[d];
+    if (last > p->hi[d]) last = p->hi[d];
+    for (int64_t k = first; k <= last; k++) {
+        int64_t left = rest - k * s;
+        if (left <= reach && left >= -reach && meet(p, d + 1, left)) return true;
+    }
+    return false;
+}
+
+static bool overlap(const ane_tensor *a, const ane_tensor *b) {
+    size_t alo, ahi, blo, bhi;
+    ane_tensor_extent(a, &alo, &ahi);
+    ane_tensor_extent(b, &blo, &bhi);
+    if (a->surface != b->surface || ahi <= blo || bhi <= alo) return false;
+    if (a->dtype != b->dtype || a->rank != b->rank) return true;
+    box_pair p = {.unit = (int64_t)ane_dtype_size(a->dtype), .budget = 1000};
+    for (int i = 0; i < a->rank; i++) {
+        if (a->shape[i] == 1 && b->shape[i] == 1) continue;
+        int64_t s = a->shape[i] > 1 ? a->strides[i] : b->strides[i];
+        if (s <= 0 || (a->shape[i] > 1 && b->shape[i] > 1 && a->strides[i] != b->strides[i]))
+            return true;
+        int at = p.n++;
+        for (; at > 0 && p.stride[at - 1] < s; at--) {
+            p.stride[at] = p.stride[at - 1];
+            p.lo[at] = p.lo[at - 1];
+            p.hi[at] = p.hi[at - 1];
+        }
+        p.stride[at] = s;
+        p.lo[at] = 1 - b->shape[i];
+        p.hi[at] = a->shape[i] - 1;
+    }
+    for (int i = p.n - 2; i >= 0; i--) {
+        int64_t far = p.hi[i + 1] > -p.lo[i + 1] ? p.hi[i + 1] : -p.lo[i + 1];
+        p.reach[i] = p.reach[i + 1] + far * p.stride[i + 1];
+    }
+    return meet(&p, 0, (int64_t)b->offset - (int64_t)a->offset);
+}
+
+static bool same_view(const ane_tensor *a, const ane_tensor *b) {
+    if (a->surface != b->surface || a->offset != b->offset || a->dtype != b->dtype ||
+        a->rank != b->rank)
+        return false;
+    for (int i = 0; i < a->rank; i++)
+        if (a->shape[i] != b->shape[i] ||
+            (a->shape[i] > 1 && a->strides[i] != b->strides[i]))
+            return false;
+    return true;
+}
+
+static ane_status check_aliases(const ane_kernel *k, const ane_tensor *in,
+                                const ane_tensor *out, ane_error *err) {
+    for (size_t i = 0; i < k->n_out; i++) {
+        if (!out[i].surface || !ane_tensor_count(&out[i])) continue;
+        for (size_t j = 0; j < k->n_in; j++)
+            if (ane_tensor_count(&in[j]) && !same_view(&out[i], &in[j]) &&
+                overlap(&out[i], &in[j]))
+                return ane_fail(err, ANE_ERR_INVALID,
+                                "[bind] output %s overlaps input %s without being the same "
+                                "view; bind the very same view or separate memory",
+                                k->out[i].name, k->in[j].name);
+        for (size_t j = 0; j < i; j++)
+            if (out[j].surface && ane_tensor_count(&out[j]) && overlap(&out[i], &out[j]))
+                return ane_fail(err, ANE_ERR_INVALID,
+                                "[bind] outputs %s and %s share memory", k->out[j].name,
+                                k->out[i].name);
+    }
+    return ANE_OK;
+}
+
+static ane_status check_operands(ane_kernel *k, const ane_tensor *in, size_t n_in,
+                                 const ane_tensor *out, size_t n_out, ane_error *err) {
+    if (n_in != k->n_in || n_out != k->n_out)
+        return ane_fail(err, ANE_ERR_INVALID,
+                        "[bind] the kernel has %zu inputs and %zu outputs; got %zu and %zu",
+                        k->n_in, k->n_out, n_in, n_out);
+    ane_port *ports = ane_calloc(n_out, sizeof *ports);
+    if (!ports) return ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
+    ane_status st = ane_kernel_infer(k, in, n_in, ports, n_out, err);
+    for (size_t i = 0; i < n_in && !st; i++) {
+        if (!in[i].surface)
+            st = ane_fail(err, ANE_ERR_INVALID, "[bind] input %s has no memory",
+                          k->in[i].name);
+        else if (k->in[i].state && ane_surface_readonly(in[i].surface))
+            st = ane_fail(err, ANE_ERR_INVALID, "[bind] state %s is read-only",
+                          k->in[i].name);
+    }
+    for (size_t i = 0; i < n_out && !st; i++) {
+        bool open = ports[i].dtype == ANE_STRING;
+        for (int d = 0; d < ports[i].rank; d++) open = open || ports[i].dims[d] < 0;
+        if (out[i].surface && !open) {
+            st = check_operand(&ports[i], &out[i], "output", err);
+            if (!st && ane_surface_readonly(out[i].surface))
+                st = ane_fail(err, ANE_ERR_INVALID, "[bind] output %s is read-only",
+                              ports[i].name);
+        } else if (out[i].surface) {
+            st = ane_fail(err, ANE_ERR_INVALID,
+                          "[bind] the shape of output %s depends on data: leave it out, the "
+                          "run makes it", ports[i].name);
+        } else if (!open) {
+            st = ane_fail(err, ANE_ERR_INVALID, "[bind] output %s has no memory",
+                          ports[i].name);
+        }
+    }
+    ane_free(ports);
+    return st ? st : check_aliases(k, in, out, err);
+}
+
+ane_status ane_request_create(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
+                              const ane_tensor *outputs, size_t n_out, ane_request **out,
+                              ane_error *err) {
+    ane_error local;
+    if (!err) err = &local;
+    ane_error_clear(err);
+    ane_status st = check_operands(k, inputs, n_in, outputs, n_out, err);
+    if (st) return st;
+    ane_request *r = ane_calloc(1, sizeof *r);
+    if (!r) return ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
+    atomic_init(&r->refs, 1);
+    pthread_mutex_init(&r->lock, NULL);
+    r->kernel = ane_kernel_retain(k);
+    r->in = ane_calloc(n_in, sizeof *r->in);
+    r->out = ane_calloc(n_out, sizeof *r->out);
+    r->extent = ane_calloc(n_in + n_out, 2 * sizeof *r->extent);
+    if (!r->in || !r->out || !r->extent) {
+        st = ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
+        goto done;
+    }
+    for (size_t i = 0; i < n_in + n_out; i++) {
+        const ane_tensor *t = i < n_in ? &inputs[i] : &outputs[i - n_in];
+        (i < n_in ? r->in : r->out - n_in)[i] = *t;
+        if (!t->surface) continue;
+        ane_surface_retain(t->surface);
+        ane_tensor_extent(t, &r->extent[2 * i], &r->extent[2 * i + 1]);
+    }
+    st = k->backend->bind(k->exe, r->in, r->out, &r->binding, err);
+done:
+    if (st) {
+        ane_request_release(r);
+        return st;
+    }
+    *out = r;
+    return ANE_OK;
+}
+
+ane_request *ane_request_retain(ane_request *r) {
+    atomic_fetch_add(&r->refs, 1);
+    return r;
+}
+
+void ane_request_release(ane_request *r) {
+    if (!r || atomic_fetch_sub(&r->refs, 1) > 1) return;
+    if (r->binding) r->kernel->backend->unbind(r->binding);
+    for (size_t i = 0; r->in && i < r->kernel->n_in; i++) ane_surface_release(r->in[i].surface);
+    for (size_t i = 0; r->out && i < r->kernel->n_out; i++)
+        ane_surface_release(r->out[i].surface);
+    ane_free(r->in);
+    ane_free(r->out);
+    ane_free(r->extent);
+    ane_kernel_release(r->kernel);
+    pthread_mutex_destroy(&r->lock);
+    ane_free(r);
+}
+
+ane_kernel *ane_request_kernel(const ane_request *r) { return r->kernel; }
+const ane_tensor *ane_request_input(const ane_request *r, size_t i) {
+    return i < r->kernel->n_in ? &r->in[i] : NULL;
+}
+const ane_tensor *ane_request_output(const ane_request *r, size_t i) {
+    return i < r->kernel->n_out ? &r->out[i] : NULL;
+}
+
+/* Marks what the run writes: outputs and states. why NULL: valid again. Outputs that each
+ * run makes afresh have a zero extent, and are valid from birth. */
+static void mark_outputs(ane_request *r, const char *why) {
+    size_t n_in = r->kernel->n_in, n_out = r->kernel->n_out;
+    for (size_t i = 0; i < n_in + n_out; i++) {
+        if (i < n_in && !r->kernel->in[i].state) continue;
+        ane_surface *s = i < n_in ? r->in[i].surface : r->out[i - n_in].surface;
+        size_t lo = r->extent[2 * i], hi = r->extent[2 * i + 1];
+        if (!s || lo == hi) continue;
+        if (why) ane_surface_invalidate(s, lo, hi - lo, why);
+        else ane_surface_validate(s, lo, hi - lo);
+    }
+}
+
+static ane_status run_with(ane_request *r, ane_run_clock *clock, bool profile,
+                           ane_error *err) {
+    ane_kernel *k = r->kernel;
+    ane_status st = ANE_OK;
+    ane_mutex_lock(&r->lock);
+    for (size_t i = 0; i < k->n_in && !st; i++) {
+        st = ane_surface_check(r->in[i].surface, r->extent[2 * i],
+                               r->extent[2 * i + 1] - r->extent[2 * i], err);
+        if (st) ane_error_prefix(err, "[run] input %s: ", k->in[i].name);
+    }
+    if (!st) st = ane_run_clock_check(clock, err);
+    if (!st) st = k->backend->run(r->binding, clock, profile, err);
+    mark_outputs(r, st ? err->message : NULL);
+    ane_mutex_unlock(&r->lock);
+    return st;
+}
+
+static ane_status run_checked(ane_request *r, const ane_run_options *opts, bool profile,
+                              ane_error *err) {
+    ane_error local;
+    if (!err) err = &local;
+    if (opts && opts->size != sizeof *opts)
+        return ane_fail(err, ANE_ERR_INVALID, "[run] options of size %zu; expected %zu",
+                        opts->size, sizeof *opts);
+    ane_run_clock clock;
+    ane_run_clock_start(&clock, opts);
+    return run_with(r, &clock, profile, err);
+}
+
+ane_status ane_request_run(ane_request *r, const ane_run_options *opts, ane_error *err) {
+    return run_checked(r, opts, false, err);
+}
+
+ane_status ane_request_profile(ane_request *r, const ane_run_options *opts,
+                               ane_error *err) {
+    return run_checked(r, opts, true, err);
+}
+
+size_t ane_request_step_count(const ane_request *r) {
+    const ane_backend *b = r->kernel->backend;
+    return b->step_count ? b->step_count(r->binding) : 0;
+}
+
+void ane_request_step(ane_request *r, size_t i, ane_step_info *info) {
+    *info = (ane_step_info){.op = "", .name = "", .kernel = ""};
+    if (i >= ane_request_step_count(r) || !r->kernel->backend->step) return;
+    r->kernel->backend->step(r->binding, i, info);
+}
+
+void ane_request_memory(ane_request *r, ane_memory_info *info) {
+    *info = (ane_memory_info){0};
+    if (r->kernel->backend->memory) r->kernel->backend->memory(r->binding, info);
+}
+
+/* ---------------------------------------------------------------- pipelines */
+
+struct ane_pipeline {
+    atomic_int refs;
+    ane_mutex lock;
+    size_t n;
+    ane_request *requests[];
+};
+
+ane_status ane_pipeline_create(ane_request *const *requests, size_t n, ane_pipeline **out,
+                               ane_error *err) {
+    ane_pipeline *p = NULL;
+    size_t bytes;
+    if (ane_mul_size(n, sizeof *p->requests, &bytes) &&
+        ane_add_size(bytes, sizeof *p, &bytes))
+        p = ane_calloc(1, bytes);
+    if (!p) return ane_fail(err, ANE_ERR_NOMEM, "[pipeline] out of memory");
+    atomic_init(&p->refs, 1);
+    pthread_mutex_init(&p->lock, NULL);
+    p->n = n;
+    for (size_t i = 0; i < n; i++) p->requests[i] = ane_request_retain(requests[i]);
+    *out = p;
+    return ANE_OK;
+}
+
+ane_pipeline *ane_pipeline_retain(ane_pipeline *p) {
+    atomic_fetch_add(&p->refs, 1);
+    return p;
+}
+
+void ane_pipeline_release(ane_pipeline *p) {
+    if (!p || atomic_fetch_sub(&p->refs, 1) > 1) return;
+    for (size_t i = 0; i < p->n; i++) ane_request_release(p->requests[i]);
+    pthread_mutex_destroy(&p->lock);
+    ane_free(p);
+}
+
+size_t ane_pipeline_count(const ane_pipeline *p) { return p->n; }
+ane_request *ane_pipeline_request(const ane_pipeline *p, size_t i) {
+    return i < p->n ? p->requests[i] : NULL;
+}
+
+ane_status ane_pipeline_run(ane_pipeline *p, const ane_run_options *opts, ane_error *err) {
+    ane_error local;
+    if (!err) err = &local;
+    if (opts && opts->size != sizeof *opts)
+        return ane_fail(err, ANE_ERR_INVALID, "[run] options of size %zu; expected %zu",
+                        opts->size, sizeof *opts);
+    ane_run_clock clock;
+    ane_run_clock_start(&clock, opts);
+    ane_mutex_lock(&p->lock);
+    size_t i = 0;
+    ane_status st = ANE_OK;
+    while (i < p->n && !(st = run_with(p->requests[i], &clock, false, err))) i++;
+    if (st) {
+        ane_error_prefix(err, "[pipeline] request %zu of %zu: ", i, p->n);
+        /* What the rest would have written is from an earlier run: nothing old may look
+         * new. */
+        for (size_t j = i + 1; j < p->n; j++) {
+            ane_mutex_lock(&p->requests[j]->lock);
+            mark_outputs(p->requests[j], err->message);
+            ane_mutex_unlock(&p->requests[j]->lock);
+        }
+    }
+    ane_mutex_unlock(&p->lock);
+    return st;
+}
