@@ -56,6 +56,9 @@ PyObject *ane_py_tensor_new(ane_py_state *st, const ane_tensor *t);
 void ane_py_tensor_pin(PyObject *obj);
 void ane_py_tensor_unpin(PyObject *obj);
 
+/* program_type.c: the program behind a Program object (borrowed); NULL with TypeError. */
+ane_program *ane_py_program(ane_py_state *st, PyObject *obj);
+
 /* convert.c: NumPy and buffers. A view over any array-like of a supported dtype without a
  * copy where possible; *owner keeps it alive (release with Py_DECREF after use). want:
  * wanted dtype or -1; arrays of another float dtype are converted, other mismatches raise
