@@ -1,0 +1,190 @@
+#include "blobfile.h"
+
+#include "../weights/blob.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+typedef struct entry {
+    char *path;                 /* as written */
+    ane_surface *file;          /* NULL: could not be opened, and that is allowed */
+} entry;
+
+struct ane_weight_files {
+    const ane_parse_options *opts;
+    entry *entries;
+    size_t n, cap;
+};
+
+ane_status ane_weight_files_create(const ane_parse_options *opts, ane_weight_files **out,
+                                   ane_error *err) {
+    ane_weight_files *f = ane_calloc(1, sizeof *f);
+    if (!f) return ane_fail(err, ANE_ERR_NOMEM, "out of memory");
+    f->opts = opts;
+    *out = f;
+    return ANE_OK;
+}
+
+void ane_weight_files_destroy(ane_weight_files *f) {
+    if (!f) return;
+    for (size_t i = 0; i < f->n; i++) {
+        ane_free(f->entries[i].path);
+        ane_surface_release(f->entries[i].file);
+    }
+    ane_free(f->entries);
+    ane_free(f);
+}
+
+typedef struct mapping {
+    void *base;
+    size_t bytes;
+} mapping;
+
+static void unmap(void *arg) {
+    mapping *m = arg;
+    munmap(m->base, m->bytes);
+    ane_free(m);
+}
+
+static ane_status map_file(const char *path, ane_surface **out, ane_error *err) {
+    ane_status st = ANE_OK;
+    mapping *m = NULL;
+    struct stat info;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return ane_fail_os(err, errno, "cannot open weight file '%s'", path);
+    if (fstat(fd, &info)) {
+        st = ane_fail_os(err, errno, "cannot examine weight file '%s'", path);
+        goto done;
+    }
+    if (!S_ISREG(info.st_mode) || info.st_size <= 0) {
+        st = ane_fail(err, ANE_ERR_PARSE, "weight file '%s' is %s", path,
+                      S_ISREG(info.st_mode) ? "empty" : "not a regular file");
+        goto done;
+    }
+    m = ane_calloc(1, sizeof *m);
+    if (!m) {
+        st = ane_fail(err, ANE_ERR_NOMEM, "out of memory");
+        goto done;
+    }
+    m->bytes = (size_t)info.st_size;
+    m->base = mmap(NULL, m->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (m->base == MAP_FAILED) {
+        st = ane_fail_os(err, errno, "cannot map weight file '%s' (%zu bytes)", path,
+                         m->bytes);
+        ane_free(m);
+        goto done;
+    }
+    st = ane_surface_wrap(m->base, m->bytes, true, unmap, m, out, err);
+    if (st) unmap(m);
+done:
+    close(fd);
+    return st;
+}
+
+/* "@model_path/weights/x.bin" below weights_dir. Paths that would leave it are refused. */
+static ane_status resolve(const char *dir, const char *path, char *out, size_t n,
+                          ane_error *err) {
+    static const char prefix[] = "@model_path/";
+    const char *rest = path;
+    if (!strncmp(path, prefix, sizeof prefix - 1)) rest = path + sizeof prefix - 1;
+    for (const char *p = rest; *p; p += strcspn(p, "/"), p += *p == '/')
+        if (!strncmp(p, "..", 2) && (p[2] == '/' || !p[2]))
+            return ane_fail(err, ANE_ERR_INVALID,
+                            "weight file '%s' lies outside the model's folder", path);
+    if (*rest == '/' || !*rest)
+        return ane_fail(err, ANE_ERR_INVALID,
+                        "weight file '%s' is not a path below @model_path/", path);
+    size_t a = strlen(dir), b = strlen(rest);
+    if (a + b + 2 > n)
+        return ane_fail(err, ANE_ERR_INVALID, "path of weight file '%.200s' is too long",
+                        path);
+    memcpy(out, dir, a);
+    out[a] = '/';
+    memcpy(out + a + 1, rest, b + 1);
+    return ANE_OK;
+}
+
+static ane_status open_file(const ane_weight_files *f, const char *path, ane_surface **out,
+                            ane_error *err) {
+    const ane_parse_options *o = f->opts;
+    char full[4096];
+    if (o && o->open) {
+        ane_status st = o->open(o->open_arg, path, out, err);
+        if (st != ANE_ERR_NOT_FOUND || !o->weights_dir) return st;
+    }
+    if (!o || !o->weights_dir)
+        return ane_fail(err, ANE_ERR_NOT_FOUND,
+                        "weight file '%s' is needed and no weights were given (weights= "
+                        "takes a folder or a mapping from path to bytes)",
+                        path);
+    ane_status st = resolve(o->weights_dir, path, full, sizeof full, err);
+    return st ? st : map_file(full, out, err);
+}
+
+static ane_status find_file(ane_weight_files *f, const char *path, ane_surface **out,
+                            ane_error *err) {
+    for (size_t i = f->n; i-- > 0;)
+        if (!strcmp(f->entries[i].path, path)) {
+            *out = f->entries[i].file;
+            return ANE_OK;
+        }
+    if (f->n == f->cap) {
+        size_t cap = f->cap ? 2 * f->cap : 4;
+        entry *e = ane_realloc(f->entries, cap * sizeof *e);
+        if (!e) return ane_fail(err, ANE_ERR_NOMEM, "out of memory");
+        f->entries = e;
+        f->cap = cap;
+    }
+    entry e = {.path = ane_strdup(path)};
+    if (!e.path) return ane_fail(err, ANE_ERR_NOMEM, "out of memory");
+    ane_status st = open_file(f, path, &e.file, err);
+    bool absent = st == ANE_ERR_NOT_FOUND || st == ANE_ERR_OS;
+    if (st && !(absent && f->opts && f->opts->allow_missing_weights)) {
+        ane_free(e.path);
+        return st;
+    }
+    f->entries[f->n++] = e;
+    *out = e.file;
+    return ANE_OK;
+}
+
+ane_status ane_weight_files_const(ane_weight_files *f, ane_program *p, const ane_type *type,
+                                  const char *path, uint64_t offset, int line, int column,
+                                  const ane_const **out, ane_error *err) {
+    ane_surface *file = NULL;
+    ane_blob blob = {0};
+    int64_t count = type->kind == ANE_T_TENSOR ? ane_type_count(type) : -1;
+    if (count < 0)
+        return ane_fail(err, ANE_ERR_INVALID,
+                        "a weight file holds tensors of known shape only");
+    ane_status st = find_file(f, path, &file, err);
+    if (st) return st;
+    const ane_const absent = {.type = type}, *c = &absent;
+    if (file) {
+        st = ane_blob_view(file, offset, type->dtype, (uint64_t)count, 0, &blob, err);
+        if (st) {
+            ane_error_prefix(err, "weight file '%.200s': ", path);
+            return st;
+        }
+        c = ane_const_view(p, type, file, blob.offset, blob.bytes, err);
+        if (!c) return err && err->status ? err->status : ANE_ERR_NOMEM;
+    }
+    ane_const *mine = ane_arena_alloc(p->arena, sizeof *mine);
+    char *kept = ane_arena_strndup(p->arena, path, strlen(path));
+    if (!mine || !kept) return ane_fail(err, ANE_ERR_NOMEM, "out of memory");
+    *mine = *c;
+    mine->blob_path = kept;
+    mine->blob_offset = offset;
+    if (blob.deviations) {
+        char text[400];
+        ane_blob_deviations(blob.deviations, text, sizeof text);
+        ane_program_warn(p, line, column, "weight file '%.200s', record at %llu: %s", path,
+                         (unsigned long long)offset, text);
+    }
+    *out = mine;
+    return ANE_OK;
+}
