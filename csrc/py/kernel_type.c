@@ -1,6 +1,221 @@
-#include "py.h"
+/* Kernel: a compiled function. anetorch/runtime.py derives the public class from it. */
+#include "run.h"
+
+/* The module of a type or of the nearest base that has one (subclasses have none). */
+static PyObject *module_of(PyTypeObject *type) {
+    PyObject *mro = PyObject_GetAttrString((PyObject *)type, "__mro__"), *found = NULL;
+    Py_ssize_t n = mro ? PyTuple_Size(mro) : 0;
+    for (Py_ssize_t i = 0; i < n && !found; i++) {
+        found = PyType_GetModule((PyTypeObject *)PyTuple_GetItem(mro, i));
+        if (!found) PyErr_Clear();
+    }
+    Py_XDECREF(mro);
+    if (!found) PyErr_SetString(PyExc_TypeError, "[compile] not a type of anetorch");
+    return found;                       /* borrowed from the type */
+}
+
+static PyObject *kernel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"program", "function", "device", "numerics", "precision",
+                            "prepack", NULL};
+    PyObject *program;
+    const char *function = NULL, *device = NULL, *numerics = NULL, *precision = NULL;
+    int prepack = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zzzzp:Kernel", names, &program,
+                                     &function, &device, &numerics, &precision, &prepack))
+        return NULL;
+    PyObject *module = module_of(type);
+    if (!module) return NULL;
+    ane_py_state *st = ane_py_state_of(module);
+    ane_program *p = ane_py_program(st, program);
+    if (!p) return NULL;
+    ane_compile_options opts = {.size = sizeof opts, .function = function, .device = device,
+                                .numerics = numerics, .precision = precision,
+                                .prepack = prepack != 0};
+    /* The lock stays held: another thread could edit the program otherwise. */
+    ane_kernel *k = NULL;
+    ane_error err = {0};
+    if (ane_kernel_compile(p, &opts, &k, &err)) return ane_py_raise(st, &err);
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    py_kernel *self = (py_kernel *)alloc(type, 0);
+    if (!self) {
+        ane_kernel_release(k);
+        return NULL;
+    }
+    self->state = st;
+    self->module = Py_NewRef(module);
+    self->kernel = k;
+    return (PyObject *)self;
+}
+
+static int kernel_traverse(PyObject *obj, visitproc visit, void *arg) {
+    Py_VISIT((PyObject *)Py_TYPE(obj));
+    Py_VISIT(((py_kernel *)obj)->module);
+    return 0;
+}
+
+static void kernel_dealloc(PyObject *obj) {
+    PyTypeObject *type = Py_TYPE(obj);
+    py_kernel *self = (py_kernel *)obj;
+    PyObject_GC_UnTrack(obj);
+    ane_kernel_release(self->kernel);
+    Py_CLEAR(self->module);
+    freefunc free_ = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    free_(obj);
+    Py_DECREF(type);
+}
+
+static PyObject *port_tuple(const ane_port *p) {
+    PyObject *shape = PyTuple_New(p->rank);
+    for (int i = 0; shape && i < p->rank; i++) {
+        PyObject *d = p->dims[i] < 0 ? Py_NewRef(Py_None) : PyLong_FromLongLong(p->dims[i]);
+        if (!d) Py_CLEAR(shape);
+        else PyTuple_SetItem(shape, i, d);
+    }
+    if (!shape) return NULL;
+    return Py_BuildValue("(ssNO)", p->name, ane_dtype_name(p->dtype), shape,
+                         p->state ? Py_True : Py_False);
+}
+
+static PyObject *kernel_ports(PyObject *obj, PyObject *arg) {
+    const ane_kernel *k = ((py_kernel *)obj)->kernel;
+    int outputs = PyObject_IsTrue(arg);
+    if (outputs < 0) return NULL;
+    size_t n = outputs ? ane_kernel_output_count(k) : ane_kernel_input_count(k);
+    PyObject *t = PyTuple_New((Py_ssize_t)n);
+    for (size_t i = 0; t && i < n; i++) {
+        PyObject *p = port_tuple(outputs ? ane_kernel_output(k, i) : ane_kernel_input(k, i));
+        if (!p) Py_CLEAR(t);
+        else PyTuple_SetItem(t, (Py_ssize_t)i, p);
+    }
+    return t;
+}
+
+static PyObject *kernel_device(PyObject *obj, void *closure) {
+    (void)closure;
+    return PyUnicode_FromString(ane_kernel_device(((py_kernel *)obj)->kernel));
+}
+
+/* ---------------------------------------------------------------- calls */
+
+/* k(a, b), k(x=a, w=b), or some by position and the rest by name: one dict or tuple. */
+static PyObject *gather_args(const ane_kernel *k, PyObject *args, PyObject *kwargs) {
+    Py_ssize_t n = PyTuple_Size(args), named = kwargs ? PyDict_Size(kwargs) : 0;
+    if (!named) return Py_NewRef(args);
+    if ((size_t)n > ane_kernel_input_count(k)) return Py_NewRef(args);  /* its own message */
+    PyObject *d = PyDict_Copy(kwargs);
+    for (Py_ssize_t i = 0; d && i < n; i++) {
+        const char *name = ane_kernel_input(k, (size_t)i)->name;
+        if (PyDict_GetItemString(d, name)) {
+            PyErr_Format(PyExc_TypeError, "[call] input %s was given twice", name);
+            Py_CLEAR(d);
+        } else if (PyDict_SetItemString(d, name, PyTuple_GetItem(args, i)) < 0) {
+            Py_CLEAR(d);
+        }
+    }
+    return d;
+}
+
+static PyObject *result_of(ane_py_state *st, const ane_request *r, const ane_kernel *k,
+                           py_bound *out) {
+    for (size_t i = 0; i < out->n; i++) {
+        if (out->given[i]) continue;
+        out->given[i] = ane_py_tensor_new(st, ane_request_output(r, i));
+        if (!out->given[i]) return NULL;
+    }
+    if (out->n == 1) return Py_NewRef(out->given[0]);
+    PyObject *d = PyDict_New();
+    for (size_t i = 0; d && i < out->n; i++)
+        if (PyDict_SetItemString(d, ane_kernel_output(k, i)->name, out->given[i]) < 0)
+            Py_CLEAR(d);
+    return d;
+}
+
+static PyObject *kernel_call(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    py_kernel *self = (py_kernel *)obj;
+    ane_py_state *st = self->state;
+    ane_kernel *k = self->kernel;
+    PyObject *out_arg = NULL, *inputs = NULL, *result = NULL, *kw = NULL;
+    py_bound in = {0}, out = {0};
+    PyObject **pins = NULL;
+    Py_ssize_t n_pins = 0;
+    ane_request *r = NULL;
+    ane_error err = {0};
+    if (kwargs && (out_arg = PyDict_GetItemString(kwargs, "out"))) {
+        Py_INCREF(out_arg);
+        kw = PyDict_Copy(kwargs);
+        if (!kw || PyDict_DelItemString(kw, "out") < 0) goto done;
+    }
+    inputs = gather_args(k, args, kw ? kw : kwargs);
+    if (!inputs) goto done;
+    if (ane_py_bind_inputs(st, k, inputs, true, "call", &in) < 0) goto done;
+    if (ane_py_bind_outputs(st, k, out_arg, "call", &out) < 0) goto done;
+    if (ane_py_make_outputs(st, k, &in, &out) < 0) goto done;
+    if (ane_request_create(k, in.t, in.n, out.t, out.n, &r, &err)) {
+        (void)ane_py_raise(st, &err);
+        goto done;
+    }
+    pins = PyMem_Calloc(in.n + out.n + 1, sizeof *pins);
+    if (!pins) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (size_t i = 0; i < in.n + out.n; i++) {
+        PyObject *p = i < in.n ? in.owner[i] : out.owner[i - in.n];
+        if (p && ane_py_is_tensor(st, p)) pins[n_pins++] = p;
+    }
+    if (ane_py_pin_all(pins, n_pins) < 0) goto done;
+    ane_run_options opts;
+    ane_py_run_options(&opts);
+    ane_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = ane_request_run(r, &opts, &err);
+    Py_END_ALLOW_THREADS
+    ane_py_unpin_all(pins, n_pins);
+    if (status) (void)ane_py_raise(st, &err);
+    else result = result_of(st, r, k, &out);
+done:
+    ane_request_release(r);
+    PyMem_Free(pins);
+    ane_py_bound_fini(&in);
+    ane_py_bound_fini(&out);
+    Py_XDECREF(inputs);
+    Py_XDECREF(out_arg);
+    Py_XDECREF(kw);
+    return result;
+}
+
+static PyMethodDef kernel_methods[] = {
+    {"_ports", kernel_ports, METH_O,
+     PyDoc_STR("_ports(outputs) -> ((name, dtype, shape, state), ...)")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef kernel_getset[] = {
+    {"device", kernel_device, NULL, PyDoc_STR("Device that runs it: \"cpu\" or \"ane\"."),
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot kernel_slots[] = {
+    {Py_tp_doc, PyDoc_STR("A compiled function of a program; see anetorch.compile.")},
+    {Py_tp_new, (void *)kernel_new},
+    {Py_tp_dealloc, (void *)kernel_dealloc},
+    {Py_tp_traverse, (void *)kernel_traverse},
+    {Py_tp_call, (void *)kernel_call},
+    {Py_tp_methods, kernel_methods},
+    {Py_tp_getset, kernel_getset},
+    {0, NULL},
+};
+
+static PyType_Spec kernel_spec = {
+    .name = "anetorch._core.Kernel",
+    .basicsize = sizeof(py_kernel),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    .slots = kernel_slots,
+};
 
 int ane_py_add_kernel(PyObject *module, ane_py_state *st) {
-    (void)module, (void)st;
-    return 0;
+    st->kernel_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &kernel_spec, NULL);
+    if (!st->kernel_type) return -1;
+    return PyModule_AddObjectRef(module, "Kernel", (PyObject *)st->kernel_type);
 }
