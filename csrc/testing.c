@@ -1,11 +1,17 @@
 #include "testing.h"
 
 #include "base/mem.h"
+#include "program.h"
 
 #include <string.h>
 
 #define ANE_TESTING_MAP(X)                                                                 \
-    X(ane_mem_fail_after)
+    X(ane_mem_fail_after)                                                              \
+    X(ane_shadow_create)                                                               \
+    X(ane_shadow_destroy)                                                              \
+    X(ane_shadow_write)                                                                \
+    X(ane_shadow_read)                                                                 \
+    X(ane_shadow_run)
 
 void (*ane__testing(const char *name))(void) {
     static const struct {

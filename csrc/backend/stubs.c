@@ -50,3 +50,9 @@ WEAK ane_status ane_op_eval(const ane_op *op, ane_rt *const *const *in, ane_rt *
     (void)op, (void)in, (void)out, (void)wide, (void)rng;
     return ABSENT(err);
 }
+WEAK ane_status ane_surface_wrap(void *base, size_t bytes, bool readonly,
+                                 void (*release)(void *arg), void *arg, ane_surface **out,
+                                 ane_error *err) {
+    (void)base, (void)bytes, (void)readonly, (void)release, (void)arg, (void)out;
+    return ABSENT(err);
+}

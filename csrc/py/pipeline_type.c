@@ -1,13 +1,6 @@
 /* Pipeline: a list of requests run by one C call. */
 #include "run.h"
 
-typedef struct py_pipeline {
-    PyObject_HEAD
-    ane_py_state *state;                /* NULL: no requests */
-    PyObject *requests;                 /* tuple */
-    ane_pipeline *pipeline;
-} py_pipeline;
-
 static PyObject *pipeline_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"requests", NULL};
     PyObject *given;

@@ -24,6 +24,13 @@ typedef struct py_request {
     bool fresh_outputs;                 /* some output is made by each run */
 } py_request;
 
+typedef struct py_pipeline {
+    PyObject_HEAD
+    ane_py_state *state;                /* NULL: no requests */
+    PyObject *requests;                 /* tuple */
+    ane_pipeline *pipeline;
+} py_pipeline;
+
 /* Views and their owners while a call or a request is being put together. */
 typedef struct py_bound {
     size_t n;

@@ -1,0 +1,311 @@
+"""Compiling and running: devices, kernels, requests, pipelines, and where two runs differ.
+
+    >>> k = anetorch.compile(text)                  # or a mil.Program
+    >>> y = k(x)                                    # Tensor; a dict for several outputs
+    >>> req = k.bind({"x": x}, {"y": y})            # the hot path: nothing is allocated
+    >>> req.run()
+    >>> anetorch.Pipeline([req, other]).run()       # one C call for all of them
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from anetorch import _core
+
+__all__ = ["Difference", "Device", "Kernel", "Pipeline", "Port", "Request", "compare",
+           "compile", "devices", "num_threads", "set_num_threads"]
+
+num_threads = _core.num_threads
+set_num_threads = _core.set_num_threads
+
+
+class Device(NamedTuple):
+    """A device of this machine: what it is, or why it is absent."""
+
+    name: str
+    available: bool
+    detail: str
+
+
+class Port(NamedTuple):
+    """An input or output of a kernel. Unknown dimensions are None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    state: bool = False
+
+
+class Difference(NamedTuple):
+    """The first value in which two kernels differ; see `compare`."""
+
+    name: str
+    index: tuple[int, ...]
+    a: float
+    b: float
+    max_abs: float
+
+
+def devices() -> list[Device]:
+    """What this machine has, best known first; the CPU is always there.
+
+    >>> anetorch.devices()[0].name
+    'cpu'
+    """
+    return [Device(*d) for d in _core.devices()]
+
+
+# One pool for run_async: made at the first use, and anew in a forked child.
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def _submit(fn: Any) -> Future[None]:
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1),
+                                       thread_name_prefix="anetorch")
+        return _pool.submit(fn)
+
+
+def _forget_pool() -> None:
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+class Request(_core.Request):
+    """A kernel bound to its tensors; made by `Kernel.bind`."""
+
+    def run_async(self) -> Future[None]:
+        """Runs in a background thread. The future's result is None or what `run` raises."""
+        return _submit(self.run)
+
+    def nonfinite(self) -> tuple[str, tuple[int, ...]] | None:
+        """Name and index of the first NaN or infinity among the outputs, or None."""
+        return _first_nonfinite(self.outputs)
+
+
+class Pipeline(_core.Pipeline):
+    """Requests that run one after another in one C call.
+
+    A surface that is one request's output and the next one's input is simply the same
+    Tensor bound twice.
+
+    >>> step = anetorch.Pipeline([forward, backward])
+    >>> step.run()
+    """
+
+    def run_async(self) -> Future[None]:
+        """Runs in a background thread. The future's result is None or what `run` raises."""
+        return _submit(self.run)
+
+
+class Kernel(_core.Kernel):
+    """A compiled function. Immutable; may be called from several threads at once.
+
+    Call it with arrays or Tensors in declared order or by name. Arrays of another float
+    dtype are converted, any other mismatch raises. One output comes back as a Tensor,
+    several as a dict; `out=` gives Tensors or arrays to write into (None entries are made).
+
+    >>> y = k(x)
+    >>> k(x, out=y)
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def __new__(cls, program: Any, *, function: str | None = None, device: str | None = None,
+                numerics: str | None = None, precision: str | None = None,
+                prepack: bool = False) -> Kernel:
+        self = super().__new__(cls, program, function=function, device=device,
+                               numerics=numerics, precision=precision, prepack=prepack)
+        self.inputs = tuple(Port(*p) for p in self._ports(False))
+        self.outputs = tuple(Port(*p) for p in self._ports(True))
+        # Editing the caller's program later must not change what trace() shows.
+        self._program = program.clone()
+        self._options = {"function": function, "device": device, "numerics": numerics,
+                         "precision": precision, "prepack": prepack}
+        return self
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def __repr__(self) -> str:
+        def ports(ps: tuple[Port, ...]) -> str:
+            return ", ".join(f"{p.name}: {p.dtype}{_shape_text(p.shape)}" for p in ps)
+
+        return f"Kernel({ports(self.inputs)}) -> ({ports(self.outputs)}) on {self.device}"
+
+    def bind(self, inputs: Any, outputs: Any = None) -> Request:
+        """A request over these tensors, used in place: dict by name, sequence in declared
+        order, or the one Tensor. Outputs that are not given are made; see
+        `Request.outputs`. The same Tensor may be input and output.
+
+        >>> req = k.bind({"x": x})
+        >>> req.run()
+        >>> req.outputs["y"]
+        """
+        return Request(self, inputs, outputs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Runs and returns every intermediate tensor by name, in program order.
+
+        Every value is stored, so nothing is fused across it.
+        """
+        k = self._traced()
+        out = k(*args, **kwargs)
+        return out if isinstance(out, dict) else {k.outputs[0].name: out}
+
+    def _traced(self) -> Kernel:
+        if getattr(self, "_trace_kernel", None) is None:
+            p = self._program.clone()
+            name = self._options["function"]
+            functions = p.functions()
+            chosen = [f for f in functions if f[0] == (name or "main")] or functions
+            _, _, body, _ = chosen[0]
+            ids: list[int] = []
+            for op in p.block_info(body)["ops"]:
+                for v in p.op_info(op)["results"]:
+                    info = p.value_info(v)
+                    if info["type"][0] == "tensor" and p.const_value(v) is None:
+                        ids.append(v)
+            have = set(ids)
+            ids += [v for v in p.block_info(body)["outputs"] if v not in have]
+            p.set_outputs(body, ids)
+            self._trace_kernel = type(self)(p, **self._options)
+        return self._trace_kernel
+
+    def report(self, *args: Any, **kwargs: Any) -> Report:
+        """What ran, step by step, with times: `print(k.report(x))`.
+
+        Without arguments the inputs are zeros (all shapes must be known).
+        """
+        return Report(self._bound(args, kwargs).profile())
+
+    def memory(self, *args: Any, **kwargs: Any) -> dict[str, int]:
+        """Bytes of inputs, outputs, constants, packed weights and scratch for these inputs
+        (zeros where none are given); "values" is what scratch would be without reuse.
+        """
+        return self._bound(args, kwargs).memory()
+
+    def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Request:
+        given = dict(zip((p.name for p in self.inputs), args)) | dict(kwargs)
+        full = {}
+        for p in self.inputs:
+            if p.name in given:
+                full[p.name] = np.asarray(given[p.name]).astype(p.dtype, copy=True)
+            elif None in p.shape:
+                raise ValueError(f"[report] input {p.name} has the open shape "
+                                 f"{_shape_text(p.shape)}; pass the inputs")
+            else:
+                full[p.name] = np.zeros(p.shape, p.dtype)
+        return Request(self, full)
+
+
+class Report(list):
+    """Steps of a profiled run: a list of dicts that prints as a table."""
+
+    def __str__(self) -> str:
+        rows = [("op", "value", "kernel", "us", "GFLOP/s", "GB/s")]
+        for s in self:
+            t = s["seconds"]
+            rows.append((s["op"], s["name"], s["kernel"], f"{t * 1e6:.1f}",
+                         f"{s['flops'] / t * 1e-9:.1f}" if t and s["flops"] else "",
+                         f"{s['bytes'] / t * 1e-9:.1f}" if t else ""))
+        width = [max(len(r[i]) for r in rows) for i in range(6)]
+        return "\n".join("  ".join(c.ljust(w) if i < 3 else c.rjust(w)
+                                   for i, (c, w) in enumerate(zip(r, width))) for r in rows)
+
+    def _repr_html_(self) -> str:
+        import html
+
+        head = "<tr>" + "".join(f"<th>{h}</th>" for h in
+                                ("op", "value", "kernel", "us", "GFLOP", "MB")) + "</tr>"
+        body = "".join(
+            f"<tr><td>{html.escape(s['op'])}</td><td>{html.escape(s['name'])}</td>"
+            f"<td>{html.escape(s['kernel'])}</td><td>{s['seconds'] * 1e6:.1f}</td>"
+            f"<td>{s['flops'] * 1e-9:.3f}</td><td>{s['bytes'] * 1e-6:.2f}</td></tr>"
+            for s in self)
+        return f"<table>{head}{body}</table>"
+
+
+def _shape_text(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
+
+
+def _first_nonfinite(values: Mapping[str, Any]) -> tuple[str, tuple[int, ...]] | None:
+    for name, t in values.items():
+        a = np.asarray(t)
+        if a.dtype.kind == "f":
+            bad = ~np.isfinite(a)
+            if bad.any():
+                at = np.unravel_index(int(np.argmax(bad)), a.shape)
+                return name, tuple(int(i) for i in at)
+    return None
+
+
+def compile(program: Any, weights: Any = None, device: str | None = None,
+            numerics: str = "ieee", precision: str = "highest", function: str | None = None,
+            prepack: bool = False) -> Kernel:
+    """Compiles a program for a device.
+
+    program: a `mil.Program` or MIL text. weights: where a text's weight files are, a folder
+    or a mapping from path to bytes or Tensor. device: None or "cpu", or "ane"; a named
+    device never falls back. precision speaks of matrix products: "highest" sums fp32 in
+    fp32, "high" and "medium" allow faster kernels (see docs). function: None takes "main",
+    or the only one. prepack: pack constant weights now instead of at the first run.
+
+    >>> k = anetorch.compile('''program(1.3) {
+    ...   func main<ios18>(tensor<fp16, [1, 8, 1, 32]> x) {
+    ...     tensor<fp16, [1, 8, 1, 32]> y = relu(x = x);
+    ...   } -> (y);
+    ... }''')
+    >>> k(np.zeros((1, 8, 1, 32))).shape
+    (1, 8, 1, 32)
+
+    Raises MILError for a malformed text, NotImplementedError for an absent device, and
+    ValueError for unknown names.
+    """
+    if isinstance(program, (str, bytes)):
+        text = program.decode() if isinstance(program, bytes) else program
+        program = _core.Program.parse(text, weights=weights)
+    elif weights is not None:
+        raise TypeError("[compile] weights= goes with a MIL text; a Program has its own")
+    return Kernel(program, function=function, device=device, numerics=numerics,
+                  precision=precision, prepack=prepack)
+
+
+def compare(a: Kernel, b: Kernel, *args: Any, **kwargs: Any) -> Difference | None:
+    """The first intermediate value, in program order, whose bits differ between two
+    kernels on the same inputs, or None. Values are matched by name.
+
+    >>> anetorch.compare(k1, k2, x)
+    Difference(name='h', index=(0, 3, 0, 1), a=1.0, b=1.0009765625, max_abs=0.00195)
+    """
+    x, y = a.trace(*args, **kwargs), b.trace(*args, **kwargs)
+    for name, tx in x.items():
+        if name not in y:
+            continue
+        u, v = np.asarray(tx), np.asarray(y[name])
+        if u.shape != v.shape:
+            return Difference(name, (), float("nan"), float("nan"), float("inf"))
+        same = (u == v) | ((u != u) & (v != v))
+        if same.all():
+            continue
+        gap = np.abs(u.astype(np.float64) - v.astype(np.float64))
+        at = np.unravel_index(int(np.argmin(same)), u.shape)
+        return Difference(name, tuple(int(i) for i in at), float(u[at]), float(v[at]),
+                          float(np.nanmax(np.where(same, 0, gap))))
+    return None
