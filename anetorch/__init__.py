@@ -1,6 +1,7 @@
 """anetorch: write, run, test and train with Apple Neural Engine programs, anywhere."""
 
 from anetorch import _core
+from anetorch._core import Tensor
 from anetorch.runtime import (
     Device,
     Difference,

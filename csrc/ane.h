@@ -178,6 +178,9 @@ typedef struct ane_tensor {
     int64_t strides[ANE_MAX_RANK];      /* bytes; negative and zero are legal */
 } ane_tensor;
 
+/* Bytes of a row-major tensor, every product checked. */
+ANE_API ane_status ane_shape_size(ane_dtype dtype, int rank, const int64_t *shape,
+                                  size_t *bytes, ane_error *err);
 /* Row-major view at byte `offset`; checks that it fits. */
 ANE_API ane_status ane_tensor_init(ane_tensor *t, ane_surface *s, size_t offset,
                                    ane_dtype dtype, int rank, const int64_t *shape,
@@ -192,6 +195,17 @@ ANE_API void ane_tensor_extent(const ane_tensor *t, size_t *lo, size_t *hi);
  * the two are the same view. */
 ANE_API ane_status ane_tensor_copy(const ane_tensor *dst, const ane_tensor *src,
                                    ane_error *err);
+/* Whether every element lies inside the surface, for views made by hand. */
+ANE_API ane_status ane_tensor_check(const ane_tensor *t, ane_error *err);
+/* Whether two views share a byte; may say yes for interleaved views that do not. */
+ANE_API bool ane_tensor_overlap(const ane_tensor *a, const ane_tensor *b);
+/* ane_surface_check of the view's range; and the mark of a full write, to be called by
+ * whoever writes through ane_tensor_data. */
+ANE_API ane_status ane_tensor_readable(const ane_tensor *t, ane_error *err);
+ANE_API void ane_tensor_written(const ane_tensor *t);
+/* One element, with ane_tensor_copy's rounding; any alignment. */
+ANE_API ane_status ane_element_convert(ane_dtype dst_dtype, void *dst, ane_dtype src_dtype,
+                                       const void *src, ane_error *err);
 
 /* ------------------------------------------------------------------ programs */
 
