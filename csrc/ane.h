@@ -345,6 +345,13 @@ ANE_API const char *ane_device_detail(size_t i);
 ANE_API int ane_num_threads(void);
 ANE_API ane_status ane_set_num_threads(int n, ane_error *err);
 
+/* Kernel tables by instruction set: the name of the i-th (NULL past the end) and its state:
+ * "chosen", "available", "not built", "CPU lacks it", "other architecture", ... */
+ANE_API const char *ane_isa_name(size_t i, const char **state);
+/* ANE_OK, or what is wrong with ANETORCH_ISA (the message lists what exists). Compiling a
+ * kernel fails with the same error. */
+ANE_API ane_status ane_isa_check(ane_error *err);
+
 /* ------------------------------------------------------------------ conversion, layers */
 
 /* Round to nearest even; |x| >= 65520 becomes inf; subnormals and NaN kept; any

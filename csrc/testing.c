@@ -1,11 +1,18 @@
 #include "testing.h"
 
 #include "base/mem.h"
+#include "base/sync.h"
+#include "kernels/kernels.h"
 #include "program.h"
 
 #include <string.h>
 
 #define ANE_TESTING_MAP(X)                                                                 \
+    /* kernels */                                                                      \
+    X(ane_kernels_count) X(ane_kernels_at) X(ane_kernels_get) X(ane_gemm_with)         \
+    X(ane_gemm_pack_with) X(ane_gemm_pack_bytes_with) X(ane_gemm_name)                 \
+    X(ane_gemm_scratch) X(ane_convert_with) X(ane_parallel_for) X(ane_worker_index)    \
+    /* the rest */                                                                     \
     X(ane_mem_fail_after)                                                              \
     X(ane_shadow_create)                                                               \
     X(ane_shadow_destroy)                                                              \

@@ -1,14 +1,375 @@
+/* The worker pool. One job at a time: its owner publishes it in one atomic word
+ * (generation | open | number of workers inside), takes part, closes it, and waits only for
+ * workers that did join. A worker that wakes late finds the job closed and sleeps again, so
+ * a busy machine never makes the owner wait for a thread that has nothing to do. */
 #include "sync.h"
 
-#include "../ane.h"
+#include "env.h"
+#include "mem.h"
 
-void ane_parallel_for(size_t n, ane_task_fn *fn, void *arg) {
-    for (size_t i = 0; i < n; i++) fn(arg, i);
+#include <errno.h>
+#include <limits.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_THREADS 4096
+/* Idle workers look this often before they sleep: some 10 to 30 microseconds, the gap
+ * between two ops of a program; longer would take a notebook's other thread off its core. */
+#define SPINS 300
+
+#define OPEN (1ull << 31)
+#define GENERATION(s) ((uint32_t)((s) >> 32))
+#define INSIDE(s) ((uint32_t)((s) & (OPEN - 1)))
+
+static struct {
+    ane_mutex owner;            /* held while a job runs */
+    ane_mutex lock;             /* guards sleeping, waking and `created` */
+    pthread_cond_t wake, done;
+    int sleepers, created;
+    _Atomic uint64_t state;
+    atomic_size_t next;
+    atomic_int want;            /* workers with an index up to this may join */
+    size_t n;
+    ane_task_fn *fn;
+    void *arg;
+} pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+
+static atomic_int threads;      /* 0: not yet decided */
+static ane_once once = ANE_ONCE_INIT;
+
+static _Thread_local int worker_index;
+static _Thread_local bool inside;       /* this thread runs a task of some loop */
+static _Thread_local ane_poll *poll;
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
 }
-int ane_worker_index(void) { return 0; }
-int ane_num_threads(void) { return 1; }
+
+/* ------------------------------------------------------------------ how many threads */
+
+#if defined(__linux__)
+/* CPUs that a cgroup's quota allows (rounded up), or INT_MAX. */
+static int quota_of(const char *path) {
+    FILE *f = fopen(path, "re");
+    if (!f) return INT_MAX;
+    long long quota = -1, period = 0;
+    int got = fscanf(f, "%lld %lld", &quota, &period);
+    fclose(f);
+    if (got != 2 || quota <= 0 || period <= 0) return INT_MAX;      /* "max 100000" */
+    long long cpus = (quota + period - 1) / period;
+    return cpus < INT_MAX ? (int)cpus : INT_MAX;
+}
+
+static int cgroup_cpus(void) {
+    char line[1024], path[1200];
+    int least = INT_MAX;
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    if (!f) return least;
+    while (fgets(line, sizeof line, f)) {
+        if (strncmp(line, "0::/", 4)) continue;                     /* version 2 */
+        char *group = line + 3;
+        group[strcspn(group, "\n")] = 0;
+        for (;;) {              /* every ancestor's quota binds */
+            snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group);
+            int q = quota_of(path);
+            if (q < least) least = q;
+            char *slash = strrchr(group, '/');
+            if (!slash) break;
+            *slash = 0;
+        }
+    }
+    fclose(f);
+    return least;
+}
+#endif
+
+static int usable_cpus(void) {
+    int n = 0;
+#if defined(__linux__)
+    /* The mask may be larger than cpu_set_t on big machines. */
+    for (int cpus = 1024; cpus <= 65536 && !n; cpus *= 8) {
+        cpu_set_t *set = CPU_ALLOC((size_t)cpus);
+        if (!set) break;
+        size_t bytes = CPU_ALLOC_SIZE((size_t)cpus);
+        if (!sched_getaffinity(0, bytes, set)) n = CPU_COUNT_S(bytes, set);
+        CPU_FREE(set);
+    }
+    int quota = cgroup_cpus();
+    if (n < 1) n = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    if (quota < n) n = quota;
+#else
+    n = (int)sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
+}
+
+/* In a forked child only the calling thread exists: forget the workers and whatever
+ * another thread was doing with the pool; the next loop makes new ones. */
+static void after_fork(void) {
+    pthread_mutex_init(&pool.owner, NULL);
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    pthread_cond_init(&pool.done, NULL);
+    pool.sleepers = pool.created = 0;
+    atomic_store(&pool.state, 0);
+    worker_index = 0;
+}
+
+static void init(void) {
+    const char *env = ane_env(ANE_ENV_NUM_THREADS);
+    int n = 0;
+    if (*env) {
+        char *end;
+        errno = 0;
+        long v = strtol(env, &end, 10);
+        if (!errno && !*end && v >= 1 && v <= MAX_THREADS) n = (int)v;
+        else
+            ane__log("ANETORCH_NUM_THREADS: expected 1 to %d, got '%s'; using the CPUs this "
+                     "process may use", MAX_THREADS, env);
+    }
+    if (!n) n = usable_cpus();
+    int unset = 0;
+    atomic_compare_exchange_strong(&threads, &unset, n);
+    pthread_atfork(NULL, NULL, after_fork);
+}
+
+int ane_num_threads(void) {
+    pthread_once(&once, init);
+    return atomic_load_explicit(&threads, memory_order_relaxed);
+}
+
 ane_status ane_set_num_threads(int n, ane_error *err) {
-    if (n < 1 || n > 4096)
-        return ane_fail(err, ANE_ERR_INVALID, "[set_num_threads] expected 1 to 4096, got %d", n);
+    if (n < 1 || n > MAX_THREADS)
+        return ane_fail(err, ANE_ERR_INVALID, "[set_num_threads] expected 1 to %d, got %d",
+                        MAX_THREADS, n);
+    pthread_once(&once, init);
+    /* Takes effect at the next loop; workers beyond n stay asleep. */
+    atomic_store(&threads, n);
     return ANE_OK;
+}
+
+int ane_worker_index(void) { return worker_index; }
+
+/* ------------------------------------------------------------------ interrupts */
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+ane_poll *ane_poll_swap(ane_poll *p) {
+    ane_poll *before = poll;
+    poll = p;
+    return before;
+}
+
+bool ane_poll_check(void) {
+    ane_poll *p = poll;
+    if (!p) return false;
+    if (p->stopped) return true;
+    if (p->cancel && __atomic_load_n(p->cancel, __ATOMIC_RELAXED)) return p->stopped = true;
+    if (p->fn) {
+        int64_t now = now_ns();
+        if (now - p->last_ns >= ANE_POLL_NS) {
+            p->last_ns = now;
+            if (p->fn(p->arg)) p->stopped = true;
+        }
+    }
+    return p->stopped;
+}
+
+/* ------------------------------------------------------------------ loops */
+
+static bool alone(size_t n, ane_task_fn *fn, void *arg) {
+    for (size_t i = 0; i < n; i++) {
+        fn(arg, i);
+        if (poll && i + 1 < n && ane_poll_check()) return false;
+    }
+    return true;
+}
+
+/* Tasks until none is left. `watch`: this is the owner, who looks at its poll. */
+static bool claim(bool watch) {
+    size_t i;
+    while ((i = atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed)) < pool.n) {
+        pool.fn(pool.arg, i);
+        if (watch && ane_poll_check()) {
+            /* Others find nothing more to claim. What they hold is finished. */
+            size_t before = atomic_exchange(&pool.next, pool.n);
+            return before >= pool.n;
+        }
+    }
+    return true;
+}
+
+static void work(void) {
+    inside = true;
+    claim(false);
+    inside = false;
+    uint64_t s = atomic_fetch_sub(&pool.state, 1) - 1;
+    if (!(s & OPEN) && !INSIDE(s)) {
+        ane_mutex_lock(&pool.lock);
+        pthread_cond_signal(&pool.done);
+        ane_mutex_unlock(&pool.lock);
+    }
+}
+
+/* A job this worker has not seen yet and may take part in. */
+static bool invited(uint64_t s, uint32_t seen) {
+    return (s & OPEN) && GENERATION(s) != seen && worker_index <= atomic_load(&pool.want);
+}
+
+static void *worker(void *arg) {
+    worker_index = (int)(intptr_t)arg;
+    uint32_t seen = 0;
+    for (int spins = 0;; spins++) {
+        uint64_t s = atomic_load(&pool.state);
+        if (invited(s, seen)) {
+            if (!atomic_compare_exchange_strong(&pool.state, &s, s + 1)) continue;
+            seen = GENERATION(s);
+            work();
+            spins = 0;
+        } else if (spins < SPINS) {
+            relax();
+        } else {
+            ane_mutex_lock(&pool.lock);
+            while (!invited(atomic_load(&pool.state), seen)) {
+                pool.sleepers++;
+                pthread_cond_wait(&pool.wake, &pool.lock);
+                pool.sleepers--;
+            }
+            ane_mutex_unlock(&pool.lock);
+        }
+    }
+    return NULL;
+}
+
+/* Makes workers up to index `want`; fewer where the system refuses. */
+static int grow(int want) {
+    ane_mutex_lock(&pool.lock);
+    if (pool.created < want) {
+        sigset_t all, before;
+        sigfillset(&all);
+        /* Signals belong to the program's own threads. */
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        pthread_attr_t attr;
+        pthread_attr_init(&attr);
+        pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+        while (pool.created < want) {
+            pthread_t id;
+            void *index = (void *)(intptr_t)(pool.created + 1);
+            if (pthread_create(&id, &attr, worker, index)) break;
+            pool.created++;
+        }
+        pthread_attr_destroy(&attr);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    }
+    int have = pool.created < want ? pool.created : want;
+    ane_mutex_unlock(&pool.lock);
+    return have;
+}
+
+bool ane_parallel_for(size_t n, ane_task_fn *fn, void *arg) {
+    if (ane_poll_check()) return n == 0;
+    int limit = ane_num_threads();
+    if (n <= 1 || limit == 1 || inside) return alone(n, fn, arg);
+    if (pthread_mutex_trylock(&pool.owner)) return alone(n, fn, arg);
+    int want = grow((size_t)limit < n ? limit - 1 : (int)n - 1);
+    pool.n = n;
+    pool.fn = fn;
+    pool.arg = arg;
+    atomic_store(&pool.next, 0);
+    atomic_store(&pool.want, want);
+    uint64_t s = atomic_load(&pool.state);
+    atomic_store(&pool.state, ((uint64_t)(GENERATION(s) + 1) << 32) | OPEN);
+    ane_mutex_lock(&pool.lock);
+    /* A sleeper may have an index beyond `want`: then all are woken. */
+    if (pool.created > want) pthread_cond_broadcast(&pool.wake);
+    else
+        for (int i = 0; i < pool.sleepers && i < want; i++) pthread_cond_signal(&pool.wake);
+    ane_mutex_unlock(&pool.lock);
+
+    inside = true;
+    bool all = claim(true);
+    inside = false;
+
+    s = atomic_fetch_and(&pool.state, ~OPEN) & ~OPEN;
+    for (int i = 0; INSIDE(s) && i < SPINS; i++) {
+        relax();
+        s = atomic_load(&pool.state);
+    }
+    if (INSIDE(s)) {
+        ane_mutex_lock(&pool.lock);
+        while (INSIDE(atomic_load(&pool.state))) pthread_cond_wait(&pool.done, &pool.lock);
+        ane_mutex_unlock(&pool.lock);
+    }
+    ane_mutex_unlock(&pool.owner);
+    return all;
+}
+
+/* ------------------------------------------------------------------ scratch */
+
+/* A block per thread that grows when it is empty; a push that does not fit on top of
+ * others gets memory of its own. */
+typedef struct scratch {
+    char *base;
+    size_t size, used;
+} scratch;
+
+typedef struct frame {          /* one cache line in front of what push returns */
+    size_t bytes;               /* 0: memory of its own */
+    char pad[ANE_ALIGN - sizeof(size_t)];
+} frame;
+
+static pthread_key_t scratch_key;
+static ane_once scratch_once = ANE_ONCE_INIT;
+static _Thread_local scratch stack;
+
+static void scratch_free(void *base) { ane_aligned_free(base); }
+static void scratch_init(void) { pthread_key_create(&scratch_key, scratch_free); }
+
+void *ane_scratch_push(size_t bytes) {
+    size_t want;
+    if (!ane_add_size(bytes, sizeof(frame) + ANE_ALIGN, &want)) return NULL;
+    want &= ~(size_t)(ANE_ALIGN - 1);
+    scratch *s = &stack;
+    if (!s->used && s->size < want) {
+        pthread_once(&scratch_once, scratch_init);
+        char *fresh = ane_aligned_alloc(want);
+        if (!fresh) return NULL;
+        ane_aligned_free(s->base);
+        s->base = fresh;
+        s->size = want;
+        /* So that the thread's end frees the block. */
+        pthread_setspecific(scratch_key, fresh);
+    }
+    frame *f;
+    if (s->size - s->used >= want) {
+        f = (frame *)(void *)(s->base + s->used);
+        s->used += f->bytes = want;
+    } else {
+        f = ane_aligned_alloc(want);
+        if (!f) return NULL;
+        f->bytes = 0;
+    }
+    return f + 1;
+}
+
+void ane_scratch_pop(void *p) {
+    if (!p) return;
+    frame *f = (frame *)p - 1;
+    if (f->bytes) stack.used -= f->bytes;
+    else ane_aligned_free(f);
 }

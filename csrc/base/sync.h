@@ -1,4 +1,4 @@
-/* Mutex, once, and the one worker pool. */
+/* Mutex, once, the one worker pool, interrupts of long loops, and per-thread scratch. */
 #ifndef ANE_BASE_SYNC_H
 #define ANE_BASE_SYNC_H
 
@@ -16,10 +16,33 @@ typedef pthread_once_t ane_once;
 /* Runs fn(arg, i) for i in [0, n), each exactly once, on the pool and the calling thread;
  * returns when all are done. Which thread runs which i is unspecified, so results may
  * depend on i only. Nested calls and calls while another thread owns the pool run on the
- * calling thread alone. With one thread it is a plain loop. */
+ * calling thread alone. With one thread it is a plain loop.
+ * False when the calling thread's poll (below) asked to stop: some i were then left out. */
 typedef void ane_task_fn(void *arg, size_t i);
-void ane_parallel_for(size_t n, ane_task_fn *fn, void *arg);
-/* Index of the executing worker, 0 for the caller; < ane_num_threads(). */
+bool ane_parallel_for(size_t n, ane_task_fn *fn, void *arg);
+/* Index of the executing worker, 0 for the caller; < ane_num_threads() at the start of the
+ * loop that runs it. */
 int ane_worker_index(void);
+
+/* Interrupts. Whoever runs a program installs a poll for its own thread; parallel loops
+ * and ane_poll_check then look at it between tasks: `cancel` every time, `fn` at most
+ * every ANE_POLL_NS. A task should therefore take a few milliseconds at most. */
+#define ANE_POLL_NS 20000000
+typedef struct ane_poll {
+    volatile int *cancel;       /* may be NULL */
+    int (*fn)(void *arg);       /* may be NULL; non-zero stops */
+    void *arg;
+    int64_t last_ns;            /* 0 at first */
+    bool stopped;               /* sticky: set once either says stop */
+} ane_poll;
+/* Installs p (NULL: none) for this thread and returns the one before. */
+ane_poll *ane_poll_swap(ane_poll *p);
+/* True when this thread's run has been stopped. */
+bool ane_poll_check(void);
+
+/* Memory of the executing thread, kept from call to call, used like a stack: pop in the
+ * reverse order of push. 64-byte aligned, not zeroed; NULL: no memory (pop takes NULL). */
+void *ane_scratch_push(size_t bytes);
+void ane_scratch_pop(void *p);
 
 #endif

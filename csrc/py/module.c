@@ -39,6 +39,20 @@ static PyObject *py_devices(PyObject *self, PyObject *unused) {
     return list;
 }
 
+static PyObject *py_isa_tables(PyObject *self, PyObject *unused) {
+    (void)unused;
+    ane_error err = {0};
+    if (ane_isa_check(&err)) return ane_py_raise(ane_py_state_of(self), &err);
+    PyObject *list = PyList_New(0);
+    const char *name, *state;
+    for (size_t i = 0; list && (name = ane_isa_name(i, &state)); i++) {
+        PyObject *row = Py_BuildValue("(ss)", name, state);
+        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
 static PyMethodDef module_methods[] = {
     {"version", py_version, METH_NOARGS,
      PyDoc_STR("version() -> str\n\nVersion of the C library that is loaded.")},
@@ -49,6 +63,9 @@ static PyMethodDef module_methods[] = {
                "do not depend on it.\n\nRaises ValueError out of range.")},
     {"devices", py_devices, METH_NOARGS,
      PyDoc_STR("devices() -> list of (name, available, detail)")},
+    {"isa_tables", py_isa_tables, METH_NOARGS,
+     PyDoc_STR("isa_tables() -> list of (name, state)\n\nKernel tables of this build, the "
+               "chosen one among them.\n\nRaises ValueError when ANETORCH_ISA names none.")},
     {NULL, NULL, 0, NULL},
 };
 

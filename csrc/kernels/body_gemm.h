@@ -1,0 +1,249 @@
+/* What a product needs besides its micro-kernel: packing of panels, the epilogue of a
+ * finished tile, and matrix times vector. Written once over the vector type, included by
+ * ukr_*.c after body_vec.h. */
+#include "kernels.h"
+
+/* ---------------------------------------------------------------- packing to fp32 panels */
+
+static inline float load_one(const char *p, ane_dtype dtype) {
+    float t[VW];
+    if (dtype == ANE_F32) {
+        memcpy(t, p, 4);
+        return t[0];
+    }
+    v_storeu(t, dtype == ANE_F16 ? v_load16_n(p, 1) : v_loadb_n(p, 1));
+    return t[0];
+}
+
+/* Rows (A) or columns (B) are neighbours in memory: copy W of them per k. */
+#define PACK_ACROSS(name, W, LD, LDN, size)                                               \
+    static void name(float *d, const char *s, int64_t s_k, size_t count, size_t k) {      \
+        if (count == W) {                                                                 \
+            for (size_t p = 0; p < k; p++, d += W, s += s_k) {                            \
+                size_t j = 0;                                                             \
+                UNROLL for (; j + VW <= W; j += VW) v_storeu(d + j, LD(s + j * size));    \
+                if (W % VW) v_store_n(d + j, LDN(s + j * size, W % VW), W % VW);          \
+            }                                                                             \
+            return;                                                                       \
+        }                                                                                 \
+        for (size_t p = 0; p < k; p++, d += W, s += s_k)                                  \
+            for (size_t j = 0; j < W; j += VW) {                                          \
+                size_t have = count > j ? count - j : 0, room = W - j;                    \
+                vf v = LDN(s + j * size, have < VW ? have : VW);                          \
+                v_store_n(d + j, v, room < VW ? room : VW);                               \
+            }                                                                             \
+    }
+
+/* k is contiguous: transpose blocks of VW rows by VW k. */
+#define PACK_ALONG(name, W, LD, LDN, size)                                                \
+    static void name(float *d, const char *s, int64_t s_i, size_t count, size_t k) {      \
+        for (size_t j = 0; j < W; j += VW) {                                              \
+            size_t have = count > j ? count - j : 0, room = W - j;                        \
+            if (have > VW) have = VW;                                                     \
+            if (room > VW) room = VW;                                                     \
+            const char *base = s + (int64_t)j * s_i;                                      \
+            for (size_t p = 0; p < k; p += VW) {                                          \
+                size_t left = k - p < VW ? k - p : VW;                                    \
+                vf r[VW];                                                                 \
+                UNROLL for (size_t i = 0; i < VW; i++) {                                  \
+                    const char *at = base + (int64_t)i * s_i + (int64_t)(p * size);       \
+                    r[i] = i >= have ? v_set1(0) : left == VW ? LD(at) : LDN(at, left);   \
+                }                                                                         \
+                v_transpose(r);                                                           \
+                float *to = d + p * W + j;                                                \
+                if (left == VW && room == VW) {                                           \
+                    UNROLL for (size_t i = 0; i < VW; i++) v_storeu(to + i * W, r[i]);    \
+                } else {                                                                  \
+                    UNROLL for (size_t i = 0; i < VW; i++)                                \
+                        if (i < left) v_store_n(to + i * W, r[i], room);                  \
+                }                                                                         \
+            }                                                                             \
+        }                                                                                 \
+    }
+
+#define PACK(name, W)                                                                     \
+    PACK_ACROSS(name##_across_32, W, v_loadu, v_load_n, 4)                                \
+    PACK_ACROSS(name##_across_16, W, v_load16, v_load16_n, 2)                             \
+    PACK_ACROSS(name##_across_b, W, v_loadb, v_loadb_n, 2)                                \
+    PACK_ALONG(name##_along_32, W, v_loadu, v_load_n, 4)                                  \
+    PACK_ALONG(name##_along_16, W, v_load16, v_load16_n, 2)                               \
+    PACK_ALONG(name##_along_b, W, v_loadb, v_loadb_n, 2)                                  \
+    static void name(void *dst, const void *src, ane_dtype dtype, int64_t s_i,            \
+                     int64_t s_k, size_t count, size_t k) {                               \
+        float *d = dst;                                                                   \
+        int64_t size = dtype == ANE_F32 ? 4 : 2;                                          \
+        if (s_i == size || count == 1) {                                                  \
+            if (dtype == ANE_F32) name##_across_32(d, src, s_k, count, k);                \
+            else if (dtype == ANE_F16) name##_across_16(d, src, s_k, count, k);           \
+            else name##_across_b(d, src, s_k, count, k);                                  \
+        } else if (s_k == size) {                                                         \
+            if (dtype == ANE_F32) name##_along_32(d, src, s_i, count, k);                 \
+            else if (dtype == ANE_F16) name##_along_16(d, src, s_i, count, k);            \
+            else name##_along_b(d, src, s_i, count, k);                                   \
+        } else {                                                                          \
+            for (size_t p = 0; p < k; p++)                                                \
+                for (size_t i = 0; i < W; i++)                                            \
+                    d[p * W + i] = i < count ? load_one((const char *)src +               \
+                                                        (int64_t)i * s_i +                \
+                                                        (int64_t)p * s_k, dtype)          \
+                                             : 0.0f;                                      \
+        }                                                                                 \
+    }
+
+/* ---------------------------------------------------------------- epilogue */
+
+static inline vf load_any(const char *p, ane_dtype dtype, size_t n) {
+    if (dtype == ANE_F32) return n == VW ? v_loadu(p) : v_load_n(p, n);
+    if (dtype == ANE_F16) return n == VW ? v_load16(p) : v_load16_n(p, n);
+    return n == VW ? v_loadb(p) : v_loadb_n(p, n);
+}
+static inline void store_any(char *p, ane_dtype dtype, vf v, size_t n) {
+    if (dtype == ANE_F32) n == VW ? v_storeu(p, v) : v_store_n(p, v, n);
+    else if (dtype == ANE_F16) n == VW ? v_store16(p, v) : v_store16_n(p, v, n);
+    else n == VW ? v_storeb(p, v) : v_storeb_n(p, v, n);
+}
+/* n elements cs bytes apart. */
+static inline vf gather_any(const char *p, ane_dtype dtype, int64_t cs, size_t n) {
+    float t[VW];
+    if (cs == (dtype == ANE_F32 ? 4 : 2)) return load_any(p, dtype, n);
+    if (cs == 0) return v_set1(load_one(p, dtype));
+    for (size_t j = 0; j < VW; j++)
+        t[j] = j < n ? load_one(p + (int64_t)j * cs, dtype) : 0.0f;
+    return v_loadu(t);
+}
+static inline vf act_any(vf v, ane_act act) {
+    switch (act) {
+    case ANE_ACT_NONE: break;
+    case ANE_ACT_RELU: return f_relu(v);
+    case ANE_ACT_SIGMOID: return f_sigmoid(v);
+    case ANE_ACT_SILU: return f_silu(v);
+    case ANE_ACT_TANH: return f_tanh(v);
+    case ANE_ACT_GELU: return f_gelu(v);
+    }
+    return v;
+}
+
+static void tile_out(const ane_tile_out *o, float *tile, size_t ld, size_t m, size_t n) {
+    int64_t size = o->c_dtype == ANE_F32 ? 4 : 2;
+    bool plain = !o->bias && !o->res && o->act == ANE_ACT_NONE && o->alpha == 1;
+    bool rows = o->c_cs == size || n == 1;
+    vf alpha = v_set1(o->alpha), beta = v_set1(o->beta);
+    for (size_t i = 0; i < m; i++) {
+        float *t = tile + i * ld;
+        char *c = o->c + (int64_t)i * o->c_rs;
+        const char *bias = o->bias ? o->bias + (int64_t)i * o->bias_rs : NULL;
+        const char *res = o->res ? o->res + (int64_t)i * o->res_rs : NULL;
+        for (size_t j = 0; j < n; j += VW) {
+            size_t left = n - j < VW ? n - j : VW;
+            vf v = v_loadu(t + j);
+            if (!plain) {
+                if (o->alpha != 1) v = v_mul(v, alpha);
+                if (bias)
+                    v = v_add(v, gather_any(bias + (int64_t)j * o->bias_cs, o->bias_dtype,
+                                            o->bias_cs, left));
+                v = act_any(v, o->act);
+                if (res)
+                    v = v_fma(beta, gather_any(res + (int64_t)j * o->res_cs, o->res_dtype,
+                                               o->res_cs, left), v);
+            }
+            if (rows) store_any(c + (int64_t)j * size, o->c_dtype, v, left);
+            else v_storeu(t + j, v);
+        }
+    }
+    if (rows) return;
+    /* C is stored the other way round, or with gaps: columns of the tile, one by one. */
+    for (size_t j = 0; j < n; j++) {
+        char *c = o->c + (int64_t)j * o->c_cs;
+        for (size_t i = 0; i < m; i += VW) {
+            size_t left = m - i < VW ? m - i : VW;
+            float s[VW] = {0};
+            for (size_t l = 0; l < left; l++) s[l] = tile[(i + l) * ld + j];
+            if (o->c_rs == size) store_any(c + (int64_t)i * size, o->c_dtype, v_loadu(s), left);
+            else
+                for (size_t l = 0; l < left; l++) {
+                    float one[VW] = {s[l]};
+                    store_any(c + (int64_t)(i + l) * o->c_rs, o->c_dtype, v_loadu(one), 1);
+                }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- matrix times vector */
+
+/* Four rows at a time, so that x is read once for them; 64/VW chains each would not fit
+ * the registers, so each row has CHAINS/4 of them. */
+static void gemv_rows(float *y, const void *w, ane_dtype dtype, int64_t s_r, const float *x,
+                      size_t rows, size_t cols) {
+    enum { RC = 16 / VW ? 16 / VW : 1 };
+    const char *base = w;
+    int64_t size = dtype == ANE_F32 ? 4 : 2;
+    for (size_t r = 0; r < rows; r += 4) {
+        size_t have = rows - r < 4 ? rows - r : 4;
+        const char *p[4];
+        for (size_t i = 0; i < 4; i++)
+            p[i] = base + (int64_t)(r + (i < have ? i : 0)) * s_r;
+        vf acc[4][RC];
+        UNROLL for (int i = 0; i < 4; i++)
+            UNROLL for (int l = 0; l < RC; l++) acc[i][l] = v_set1(0);
+        size_t c = 0;
+#define ROWS(LD)                                                                          \
+    for (; c + 16 <= cols; c += 16) {                                                     \
+        UNROLL for (int l = 0; l < RC; l++) {                                             \
+            size_t at = c + (size_t)l * VW;                                               \
+            vf v = v_loadu(x + at);                                                       \
+            UNROLL for (int i = 0; i < 4; i++)                                            \
+                acc[i][l] = v_fma(LD(p[i] + (int64_t)at * size), v, acc[i][l]);           \
+        }                                                                                 \
+    }
+        if (dtype == ANE_F32) { ROWS(v_loadu) }
+        else if (dtype == ANE_F16) { ROWS(v_load16) }
+        else { ROWS(v_loadb) }
+        UNROLL for (int l = 0; l < RC; l++) {
+            if (c < cols) {
+                size_t left = cols - c < VW ? cols - c : VW;
+                vf v = v_load_n(x + c, left);
+                UNROLL for (int i = 0; i < 4; i++)
+                    acc[i][l] = v_fma(load_any(p[i] + (int64_t)c * size, dtype, left), v,
+                                      acc[i][l]);
+                c += left;
+            }
+        }
+        UNROLL for (int i = 0; i < 4; i++) {
+            float s[16];
+            UNROLL for (int l = 0; l < RC; l++) v_storeu(s + l * VW, acc[i][l]);
+            for (int h = 8; h; h /= 2)
+                for (int l = 0; l < h; l++) s[l] += s[l + h];
+            if ((size_t)i < have) y[r + (size_t)i] = s[0];
+        }
+    }
+}
+
+static void gemv_cols(float *y, const void *w, ane_dtype dtype, int64_t s_r, const float *x,
+                      size_t rows, size_t cols) {
+    enum { CC = 64 / VW < 8 ? 64 / VW : 8 };    /* vectors in registers */
+    int64_t size = dtype == ANE_F32 ? 4 : 2;
+    size_t c = 0;
+    for (; c + CC * VW <= cols; c += CC * VW) {
+        const char *p = (const char *)w + (int64_t)c * size;
+        vf acc[CC];
+        UNROLL for (int l = 0; l < CC; l++) acc[l] = v_set1(0);
+#define COLS(LD)                                                                          \
+    for (size_t r = 0; r < rows; r++, p += s_r) {                                         \
+        vf v = v_set1(x[r]);                                                              \
+        UNROLL for (int l = 0; l < CC; l++)                                               \
+            acc[l] = v_fma(LD(p + l * VW * size), v, acc[l]);                             \
+    }
+        if (dtype == ANE_F32) { COLS(v_loadu) }
+        else if (dtype == ANE_F16) { COLS(v_load16) }
+        else { COLS(v_loadb) }
+        UNROLL for (int l = 0; l < CC; l++) v_storeu(y + c + (size_t)l * VW, acc[l]);
+    }
+    for (; c < cols; c += VW) {
+        size_t left = cols - c < VW ? cols - c : VW;
+        const char *p = (const char *)w + (int64_t)c * size;
+        vf acc = v_set1(0);
+        for (size_t r = 0; r < rows; r++, p += s_r)
+            acc = v_fma(load_any(p, dtype, left), v_set1(x[r]), acc);
+        v_store_n(y + c, acc, left);
+    }
+}

@@ -1,0 +1,407 @@
+/* The vector primitives of vec.h, written once over the vector type of a simd_*.h and
+ * compiled once per instruction set: included by ukr_*.c only, after its simd_*.h. Every
+ * function is static, so nothing here can be shared between files by the linker. */
+#include "vec.h"
+
+#include <math.h>
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#endif
+
+/* ---------------------------------------------------------------- functions of one vector */
+
+/* exp(x) * 2^0, with x = n ln2 + r: n ln2_hi is exact (ln2_hi has 9 bits, n at most 8), so
+ * r is good to an ulp of itself with or without a fused multiply-add. Degree 6 in r leaves
+ * 5e-9 relative; Horner's rounding dominates. */
+static inline vf f_exp(vf x) {
+    vf magic = v_set1(V_MAGIC);
+    x = v_min(v_set1(89.0f), v_max(v_set1(-104.0f), x));     /* NaN passes */
+    vf t = v_fma(x, v_set1(1.44269504f), magic), n = v_sub(t, magic);
+    vf r = v_fma(n, v_set1(-0.693359375f), x);
+    r = v_fma(n, v_set1(2.12194440e-4f), r);
+    vf p = v_set1(1.9875691500e-4f);
+    p = v_fma(p, r, v_set1(1.3981999507e-3f));
+    p = v_fma(p, r, v_set1(8.3334519073e-3f));
+    p = v_fma(p, r, v_set1(4.1665795894e-2f));
+    p = v_fma(p, r, v_set1(1.6666665459e-1f));
+    p = v_fma(p, r, v_set1(5.0000001201e-1f));
+    p = v_add(v_fma(p, v_mul(r, r), r), v_set1(1));
+    return v_scale_magic(p, t);
+}
+
+/* Cephes' logf on [sqrt(1/2), sqrt(2)) - 1. */
+static inline vf f_log(vf x) {
+    vf e, m = v_sub(v_split(x, &e), v_set1(1)), z = v_mul(m, m);
+    vf p = v_set1(7.0376836292e-2f);
+    p = v_fma(p, m, v_set1(-1.1514610310e-1f));
+    p = v_fma(p, m, v_set1(1.1676998740e-1f));
+    p = v_fma(p, m, v_set1(-1.2420140846e-1f));
+    p = v_fma(p, m, v_set1(1.4249322787e-1f));
+    p = v_fma(p, m, v_set1(-1.6668057665e-1f));
+    p = v_fma(p, m, v_set1(2.0000714765e-1f));
+    p = v_fma(p, m, v_set1(-2.4999993993e-1f));
+    p = v_fma(p, m, v_set1(3.3333331174e-1f));
+    p = v_mul(v_mul(p, m), z);
+    p = v_fma(e, v_set1(-2.12194440e-4f), p);
+    p = v_fma(z, v_set1(-0.5f), p);
+    vf y = v_fma(e, v_set1(0.693359375f), v_add(m, p));
+    vf zero = v_set1(0), inf = v_set1(INFINITY);
+    y = v_sel(v_lt(zero, x), y, v_set1(-INFINITY));
+    y = v_sel(v_lt(x, zero), v_set1(NAN), y);
+    y = v_sel(v_lt(x, inf), y, v_sel(v_lt(zero, x), inf, y));
+    return v_sel(v_isnan(x), x, y);
+}
+
+static inline vf f_sigmoid(vf x) {
+    /* exp of a negative number only: no overflow, and the lower tail keeps its digits. */
+    vf e = f_exp(v_neg(v_abs(x)));
+    vf d = v_add(v_set1(1), e);
+    return v_div(v_sel(v_lt(x, v_set1(0)), e, v_set1(1)), d);
+}
+static inline vf f_silu(vf x) { return v_mul(x, f_sigmoid(x)); }
+
+static inline vf f_tanh(vf x) {
+    vf a = v_abs(x), z = v_mul(x, x);
+    vf p = v_set1(-5.70498872745e-3f);
+    p = v_fma(p, z, v_set1(2.06390887954e-2f));
+    p = v_fma(p, z, v_set1(-5.37397155531e-2f));
+    p = v_fma(p, z, v_set1(1.33314422036e-1f));
+    p = v_fma(p, z, v_set1(-3.33332819422e-1f));
+    vf small = v_fma(v_mul(p, z), x, x);
+    vf e = f_exp(v_add(a, a));
+    vf big = v_sub(v_set1(1), v_div(v_set1(2), v_add(e, v_set1(1))));
+    return v_sel(v_lt(a, v_set1(0.625f)), small, v_copysign(big, x));
+}
+
+/* erfc(z), z >= 0: t exp(-z^2 + P(t)), t = 1/(1 + z/2): Chebyshev fit, 1.2e-7 relative.
+ * z^2 is taken in two exact parts, else its rounding alone would cost z^2/2 ulp. */
+static inline vf f_erfc_pos(vf z) {
+    z = v_min(v_set1(11.0f), z);
+    vf one = v_set1(1), t = v_div(one, v_fma(z, v_set1(0.5f), one));
+    vf p = v_set1(0.17087277f);
+    p = v_fma(p, t, v_set1(-0.82215223f));
+    p = v_fma(p, t, v_set1(1.48851587f));
+    p = v_fma(p, t, v_set1(-1.13520398f));
+    p = v_fma(p, t, v_set1(0.27886807f));
+    p = v_fma(p, t, v_set1(-0.18628806f));
+    p = v_fma(p, t, v_set1(0.09678418f));
+    p = v_fma(p, t, v_set1(0.37409196f));
+    p = v_fma(p, t, v_set1(1.00002368f));
+    p = v_fma(p, t, v_set1(-1.26551223f));
+    vf hi = v_trunc_low(z), lo = v_mul(v_sub(hi, z), v_add(hi, z));
+    vf y = v_mul(f_exp(v_neg(v_mul(hi, hi))), f_exp(v_add(lo, p)));
+    return v_mul(t, y);
+}
+static inline vf f_erf(vf x) {
+    vf a = v_abs(x), z = v_mul(x, x);
+    /* Taylor-like minimax of erf(x)/x on [0, 1) (Cephes' erff). */
+    vf p = v_set1(7.853861353153693e-5f);
+    p = v_fma(p, z, v_set1(-8.010193625184903e-4f));
+    p = v_fma(p, z, v_set1(5.188327685732524e-3f));
+    p = v_fma(p, z, v_set1(-2.685381193529856e-2f));
+    p = v_fma(p, z, v_set1(1.128358514861418e-1f));
+    p = v_fma(p, z, v_set1(-3.761262582423300e-1f));
+    p = v_fma(p, z, v_set1(1.128379165726710f));
+    vf small = v_mul(x, p);
+    vf big = v_copysign(v_sub(v_set1(1), f_erfc_pos(a)), x);
+    vf y = v_sel(v_lt(a, v_set1(1)), small, big);
+    return v_sel(v_isnan(x), x, y);
+}
+/* x Phi(x). The lower tail is x erfc(-x/sqrt2)/2 and so keeps its digits. */
+static inline vf f_gelu(vf x) {
+    vf a = v_abs(x), h = v_mul(v_mul(v_set1(0.5f), a), f_erfc_pos(v_mul(a, v_set1(0.70710678f))));
+    h = v_sel(v_lt(v_set1(15.0f), a), v_set1(0), h);
+    vf y = v_sel(v_lt(x, v_set1(0)), v_neg(h), v_sub(x, h));
+    return v_sel(v_isnan(x), x, y);
+}
+static inline vf f_gelu_tanh(vf x) {
+    /* x/2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi)(x + 0.044715 x^3) */
+    vf u = v_mul(x, v_fma(v_mul(x, x), v_set1(0.0713548163f), v_set1(1.59576912f)));
+    return v_mul(x, f_sigmoid(u));
+}
+static inline vf f_gelu_sigmoid(vf x) {
+    return v_mul(x, f_sigmoid(v_mul(x, v_set1(1.702f))));
+}
+static inline vf f_relu(vf x) { return v_max(v_set1(0), x); }
+static inline vf f_sqrt(vf x) { return v_sqrt(x); }
+static inline vf f_rsqrt(vf x) { return v_div(v_set1(1), v_sqrt(x)); }
+static inline vf f_recip(vf x) { return v_div(v_set1(1), x); }
+static inline vf f_abs(vf x) { return v_abs(x); }
+static inline vf f_neg(vf x) { return v_neg(x); }
+static inline vf f_square(vf x) { return v_mul(x, x); }
+/* log(1 + e^x) = max(x, 0) + log1p(e^-|x|), log1p by one correction step. */
+static inline vf f_softplus(vf x) {
+    vf e = f_exp(v_neg(v_abs(x))), one = v_set1(1), u = v_add(one, e);
+    vf l = v_add(f_log(u), v_div(v_sub(e, v_sub(u, one)), u));
+    return v_add(v_max(v_set1(0), x), l);
+}
+
+static inline vf f_add(vf a, vf b) { return v_add(a, b); }
+static inline vf f_sub(vf a, vf b) { return v_sub(a, b); }
+static inline vf f_mul(vf a, vf b) { return v_mul(a, b); }
+static inline vf f_div(vf a, vf b) { return v_div(a, b); }
+/* v_max and v_min give the second where either is NaN; put a NaN first operand back. */
+static inline vf f_max(vf a, vf b) { return v_sel(v_isnan(a), a, v_max(a, b)); }
+static inline vf f_min(vf a, vf b) { return v_sel(v_isnan(a), a, v_min(a, b)); }
+
+/* ---------------------------------------------------------------- rows */
+
+#define X(N, name)                                                                        \
+    static void r_##name(float *y, const float *x, size_t n) {                            \
+        size_t i = 0;                                                                     \
+        for (; i + VW <= n; i += VW) v_storeu(y + i, f_##name(v_loadu(x + i)));           \
+        if (i < n) v_store_n(y + i, f_##name(v_load_n(x + i, n - i)), n - i);             \
+    }
+ANE_VEC_UNARY_MAP(X)
+#undef X
+
+#define X(N, name)                                                                        \
+    static void b_##name(float *y, const float *a, const float *b, size_t n) {            \
+        size_t i = 0;                                                                     \
+        for (; i + VW <= n; i += VW)                                                      \
+            v_storeu(y + i, f_##name(v_loadu(a + i), v_loadu(b + i)));                    \
+        if (i < n)                                                                        \
+            v_store_n(y + i, f_##name(v_load_n(a + i, n - i), v_load_n(b + i, n - i)),    \
+                      n - i);                                                             \
+    }                                                                                     \
+    static void s_##name(float *y, const float *a, float s, size_t n) {                   \
+        size_t i = 0;                                                                     \
+        vf v = v_set1(s);                                                                 \
+        for (; i + VW <= n; i += VW) v_storeu(y + i, f_##name(v_loadu(a + i), v));        \
+        if (i < n) v_store_n(y + i, f_##name(v_load_n(a + i, n - i), v), n - i);          \
+    }                                                                                     \
+    static void t_##name(float *y, const float *a, float s, size_t n) {                   \
+        size_t i = 0;                                                                     \
+        vf v = v_set1(s);                                                                 \
+        for (; i + VW <= n; i += VW) v_storeu(y + i, f_##name(v, v_loadu(a + i)));        \
+        if (i < n) v_store_n(y + i, f_##name(v, v_load_n(a + i, n - i)), n - i);          \
+    }
+ANE_VEC_BINARY_MAP(X)
+#undef X
+
+static void vec_affine(float *y, const float *x, float scale, float shift, size_t n) {
+    size_t i = 0;
+    vf a = v_set1(scale), b = v_set1(shift);
+    for (; i + VW <= n; i += VW) v_storeu(y + i, v_fma(v_loadu(x + i), a, b));
+    if (i < n) v_store_n(y + i, v_fma(v_load_n(x + i, n - i), a, b), n - i);
+}
+static void vec_axpy(float *y, float s, const float *x, size_t n) {
+    size_t i = 0;
+    vf a = v_set1(s);
+    for (; i + VW <= n; i += VW) v_storeu(y + i, v_fma(v_loadu(x + i), a, v_loadu(y + i)));
+    if (i < n)
+        v_store_n(y + i, v_fma(v_load_n(x + i, n - i), a, v_load_n(y + i, n - i)), n - i);
+}
+static void vec_muladd(float *y, const float *a, const float *b, size_t n) {
+    size_t i = 0;
+    for (; i + VW <= n; i += VW)
+        v_storeu(y + i, v_fma(v_loadu(a + i), v_loadu(b + i), v_loadu(y + i)));
+    if (i < n)
+        v_store_n(y + i, v_fma(v_load_n(a + i, n - i), v_load_n(b + i, n - i),
+                               v_load_n(y + i, n - i)), n - i);
+}
+
+/* ---------------------------------------------------------------- reductions */
+
+#define CHAINS 64
+#define NACC (CHAINS / VW)
+
+/* Adds the chains pairwise, halves apart: the same tree for every vector width. */
+static inline float fold(float s[CHAINS]) {
+    for (size_t w = CHAINS / 2; w >= VW; w /= 2)
+        for (size_t i = 0; i < w; i += VW)
+            v_storeu(s + i, v_add(v_loadu(s + i), v_loadu(s + i + w)));
+    for (size_t w = VW / 2; w; w /= 2)
+        for (size_t i = 0; i < w; i++) s[i] += s[i + w];
+    return s[0];
+}
+
+/* Constant trip counts, so that the chains live in registers. */
+#define REDUCE(STEP)                                                                      \
+    vf acc[NACC];                                                                         \
+    float chains[CHAINS];                                                                 \
+    size_t i = 0;                                                                         \
+    UNROLL for (int j = 0; j < NACC; j++) acc[j] = v_set1(0);                             \
+    for (; i + CHAINS <= n; i += CHAINS) {                                                \
+        UNROLL for (int j = 0; j < NACC; j++) {                                           \
+            size_t at = i + (size_t)j * VW;                                               \
+            STEP(acc[j], at, v_loadu)                                                     \
+        }                                                                                 \
+    }                                                                                     \
+    UNROLL for (int j = 0; j < NACC; j++) {                                               \
+        if (i < n) {                                                                      \
+            size_t left = n - i < VW ? n - i : VW, at = i;                                \
+            STEP(acc[j], at, TAIL)                                                        \
+            i += left;                                                                    \
+        }                                                                                 \
+        v_storeu(chains + j * VW, acc[j]);                                                \
+    }                                                                                     \
+    return fold(chains);
+#define TAIL(p) v_load_n(p, left)
+
+static float vec_sum(const float *x, size_t n) {
+#define STEP(a, at, LD) a = v_add(a, LD(x + at));
+    REDUCE(STEP)
+#undef STEP
+}
+static float vec_sumsq(const float *x, size_t n) {
+#define STEP(a, at, LD) { vf v = LD(x + at); a = v_fma(v, v, a); }
+    REDUCE(STEP)
+#undef STEP
+}
+static float vec_dot(const float *x, const float *y, size_t n) {
+#define STEP(a, at, LD) a = v_fma(LD(x + at), LD(y + at), a);
+    REDUCE(STEP)
+#undef STEP
+}
+static float vec_sumsq_about(const float *x, float center, size_t n) {
+    vf c = v_set1(center);
+    size_t whole = n / VW * VW, rest = n - whole;
+    float t[VW];
+    /* Lanes past the end must not count: they hold center, not 0. */
+    for (size_t j = 0; j < VW; j++) t[j] = j < rest ? x[whole + j] : center;
+#undef TAIL
+#define TAIL(p) (left == VW ? v_loadu(p) : v_loadu(t))
+#define STEP(a, at, LD) { vf v = v_sub(LD(x + at), c); a = v_fma(v, v, a); }
+    REDUCE(STEP)
+#undef STEP
+#undef TAIL
+}
+
+#define EXTREME(name, from, f)                                                            \
+    static float vec_##name(const float *x, size_t n) {                                   \
+        float s[VW], best = from;                                                         \
+        vf a = v_set1(from), b = a;                                                       \
+        size_t i = 0;                                                                     \
+        for (; i + 2 * VW <= n; i += 2 * VW) {                                            \
+            a = f(v_loadu(x + i), a);                                                     \
+            b = f(v_loadu(x + i + VW), b);                                                \
+        }                                                                                 \
+        for (; i + VW <= n; i += VW) a = f(v_loadu(x + i), a);                            \
+        v_storeu(s, f(a, b));                                                             \
+        for (int j = 0; j < VW; j++)                                                      \
+            if (!(OVER(best, s[j]))) best = s[j];                                         \
+        for (; i < n; i++)                                                                \
+            if (!(OVER(best, x[i]))) best = x[i];                                         \
+        return best;                                                                      \
+    }
+/* best stays where it is NaN, or where the other is a number not beyond it. */
+#define OVER(a, b) ((a) != (a) || (a) >= (b))
+EXTREME(max, -INFINITY, f_max)
+#undef OVER
+#define OVER(a, b) ((a) != (a) || (a) <= (b))
+EXTREME(min, INFINITY, f_min)
+#undef OVER
+
+static float vec_exp_sum(float *y, const float *x, float scale, float shift, size_t n) {
+    vf a = v_set1(scale), b = v_set1(-shift);
+#define TAIL(p) v_load_n(p, left)
+#define STEP(c, at, LD)                                                                   \
+    {                                                                                     \
+        vf v = f_exp(v_fma(LD(x + at), a, b));                                            \
+        EXP_##LD                                                                          \
+        c = v_add(c, v);                                                                  \
+    }
+#define EXP_v_loadu v_storeu(y + at, v);
+    /* Stored and read back: lanes past the end come back as zeros. */
+#define EXP_TAIL v_store_n(y + at, v, left), v = v_load_n(y + at, left);
+    REDUCE(STEP)
+#undef STEP
+#undef TAIL
+}
+static void vec_softmax(float *y, const float *x, size_t n) {
+    float top = vec_max(x, n);
+    float sum = vec_exp_sum(y, x, 1, top, n);
+    s_mul(y, y, 1 / sum, n);
+}
+
+/* ---------------------------------------------------------------- conversion */
+
+/* One loop per pair of types; `stream` writes past the caches once dst is aligned. */
+#define CONVERT(name, LD, LDN, ST, STN, in, out)                                          \
+    static void name(char *d, const char *s, size_t n) {                                  \
+        size_t i = 0;                                                                     \
+        for (; i + VW <= n; i += VW) ST(d + i * out, LD(s + i * in));                     \
+        if (i < n) STN(d + i * out, LDN(s + i * in, n - i), n - i);                       \
+    }
+CONVERT(c_32_16, v_loadu, v_load_n, v_store16, v_store16_n, 4, 2)
+CONVERT(c_32_b, v_loadu, v_load_n, v_storeb, v_storeb_n, 4, 2)
+CONVERT(c_16_32, v_load16, v_load16_n, v_storeu, v_store_n, 2, 4)
+CONVERT(c_16_b, v_load16, v_load16_n, v_storeb, v_storeb_n, 2, 2)
+CONVERT(c_b_32, v_loadb, v_loadb_n, v_storeu, v_store_n, 2, 4)
+CONVERT(c_b_16, v_loadb, v_loadb_n, v_store16, v_store16_n, 2, 2)
+
+static void vec_convert(void *dst, ane_dtype to, const void *src, ane_dtype from, size_t n,
+                        bool stream) {
+    char *d = dst;
+    const char *s = src;
+    size_t in = from == ANE_F32 ? 4 : 2, out = to == ANE_F32 ? 4 : 2;
+    bool up = from == ANE_F16 && to == ANE_F32, down = from == ANE_F32 && to == ANE_F16;
+    if (VSTREAM && stream && (up || down) && (uintptr_t)d % out == 0) {
+        size_t step = VSTREAM ? VSTREAM / out : 1;
+        size_t head = (0 - (uintptr_t)d) % (VSTREAM ? VSTREAM : 1) / out;
+        if (head > n) head = n;
+        vec_convert(d, to, s, from, head, false);
+        size_t i = head;
+        if (up)
+            for (; i + step <= n; i += step) v_stream(d + i * 4, v_load16(s + i * 2));
+        else
+            for (; i + step <= n; i += step)
+                v_stream16(d + i * 2, v_loadu(s + i * 4), v_loadu(s + i * 4 + VW * 4));
+        v_fence();
+        vec_convert(d + i * out, to, s + i * in, from, n - i, false);
+        return;
+    }
+    if (to == from) {
+        if (d != s) memcpy(d, s, n * in);
+    } else if (from == ANE_F32) {
+        if (to == ANE_F16) c_32_16(d, s, n);
+        else c_32_b(d, s, n);
+    } else if (from == ANE_F16) {
+        if (to == ANE_F32) c_16_32(d, s, n);
+        else c_16_b(d, s, n);
+    } else {
+        if (to == ANE_F32) c_b_32(d, s, n);
+        else c_b_16(d, s, n);
+    }
+}
+static void vec_load(float *y, const void *x, ane_dtype dtype, size_t n) {
+    vec_convert(y, ANE_F32, x, dtype, n, false);
+}
+static void vec_store(void *y, ane_dtype dtype, const float *x, size_t n) {
+    vec_convert(y, dtype, x, ANE_F32, n, false);
+}
+
+/* ---------------------------------------------------------------- the table */
+
+#define U(N, name) [ANE_VEC_##N] = r_##name,
+#define B(N, name) [ANE_VEC_##N] = b_##name,
+#define S(N, name) [ANE_VEC_##N] = s_##name,
+#define T(N, name) [ANE_VEC_##N] = t_##name,
+static const ane_vec vec_table = {
+    .name = ISA_NAME,
+    .load = vec_load,
+    .store = vec_store,
+    .unary = {ANE_VEC_UNARY_MAP(U)},
+    .binary = {ANE_VEC_BINARY_MAP(B)},
+    .scalar = {ANE_VEC_BINARY_MAP(S)},
+    .rscalar = {ANE_VEC_BINARY_MAP(T)},
+    .affine = vec_affine,
+    .axpy = vec_axpy,
+    .muladd = vec_muladd,
+    .sum = vec_sum,
+    .sumsq = vec_sumsq,
+    .max = vec_max,
+    .min = vec_min,
+    .dot = vec_dot,
+    .sumsq_about = vec_sumsq_about,
+    .exp_sum = vec_exp_sum,
+    .softmax = vec_softmax,
+};
+#undef U
+#undef B
+#undef S
+#undef T

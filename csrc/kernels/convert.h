@@ -1,0 +1,12 @@
+/* Conversion between fp32 and the 16-bit floats: any alignment and length, bit-identical to
+ * base/f16.h, threaded above a size, streaming stores for arrays beyond the caches. */
+#ifndef ANE_CONVERT_H
+#define ANE_CONVERT_H
+
+#include "../base/status.h"
+
+/* dst[0..n) = src[0..n), each dtype one of F16, BF16, F32 (equal: a copy). No overlap,
+ * except dst == src with equal element sizes. Threaded. */
+void ane_convert(void *dst, ane_dtype to, const void *src, ane_dtype from, size_t n);
+
+#endif

@@ -1,0 +1,611 @@
+/* The macro-kernel: which operand is packed once for all threads, which one each task packs
+ * for itself, blocks over k, edges, epilogues, batches, and matrix times vector. */
+#include "kernels.h"
+
+#include "../base/mem.h"
+#include "../base/sync.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+/* One operand packed for everybody is at most this large; a larger one is cut. */
+#define SHARED_BYTES ((size_t)8 << 20)
+/* Products below this many multiplications are not worth waking a thread for. */
+#define SERIAL_WORK ((size_t)1 << 16)
+/* Rows of a task's own block: its packed panels stay in the second-level cache. */
+#define BLOCK_ROWS 96
+#define TASKS_PER_THREAD 6
+#define GEMV_BLOCK 256
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+static size_t up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+static size_t cut(size_t n, size_t unit) { return n ? (n - 1) / unit + 1 : 0; }
+static const char *at(const ane_mat *x, size_t i, size_t j) {
+    return (const char *)x->data + (int64_t)i * x->rs + (int64_t)j * x->cs;
+}
+
+/* ------------------------------------------------------------------ blocks over k */
+
+typedef struct ksplit {
+    size_t n, size, last;       /* blocks, k of all but the last, k of the last */
+} ksplit;
+
+/* Depends on k alone: see ANE_GEMM_KC. */
+static ksplit split_k(size_t k) {
+    ksplit s = {.n = cut(k, ANE_GEMM_KC)};
+    if (s.n < 1) s.n = 1;
+    s.size = up(cut(k, s.n), 8);
+    if (s.size) s.n = cut(k, s.size);
+    else s.n = 1, s.size = 8;
+    s.last = k - (s.n - 1) * s.size;
+    return s;
+}
+static size_t k_of(ksplit s, size_t p) { return p + 1 < s.n ? s.size : s.last; }
+
+/* A packed operand: for each block of k all its panels. */
+typedef struct panels {
+    size_t width, count, kr, unit;
+    ksplit ks;
+} panels;
+
+static size_t panel_bytes(const panels *x, size_t p) {
+    return up(k_of(x->ks, p), x->kr) * x->width * x->unit;
+}
+static size_t panel_offset(const panels *x, size_t p, size_t i) {
+    return p * x->count * x->ks.size * x->width * x->unit + i * panel_bytes(x, p);
+}
+static size_t panels_bytes(const panels *x) {
+    return panel_offset(x, x->ks.n - 1, 0) + x->count * panel_bytes(x, x->ks.n - 1);
+}
+
+/* ------------------------------------------------------------------ one product */
+
+typedef struct job {
+    const ane_kernels *table;           /* epilogue, matrix times vector */
+    const ane_gemm_entry *e;
+    ane_precision precision;
+    size_t m, n, k;
+    ane_mat a, b, c, r;                 /* r.data NULL: no residual */
+    ane_epilogue ep;
+    const char *pa, *pb;                /* packed by somebody else, or NULL */
+    panels ap, bp;
+    size_t mb, nb, tasks_n;             /* a task's block in panels; tasks per row */
+    atomic_bool failed;
+} job;
+
+/* C = A B as C^T = B^T A^T. */
+static void transpose(job *j) {
+    ane_mat t = j->a;
+    j->a = j->b;
+    j->b = t;
+    ane_mat *each[] = {&j->a, &j->b, &j->c, &j->r};
+    for (int i = 0; i < 4; i++) {
+        int64_t s = each[i]->rs;
+        each[i]->rs = each[i]->cs;
+        each[i]->cs = s;
+    }
+    int64_t s = j->ep.bias_rs;
+    j->ep.bias_rs = j->ep.bias_cs;
+    j->ep.bias_cs = s;
+    const char *p = j->pa;
+    j->pa = j->pb;
+    j->pb = p;
+    size_t d = j->m;
+    j->m = j->n;
+    j->n = d;
+}
+
+static int64_t span(int64_t stride) { return stride < 0 ? -stride : stride; }
+
+/* Rows of the micro-kernel's tile may be few (it has a form for every m), its columns are
+ * whole vectors: so a narrow result lies across, and otherwise C's contiguous direction
+ * decides. Shape and strides only: a packed operand must meet the same answer later. */
+static bool wants_transpose(const job *j) {
+    if (j->n <= 8 && j->m > j->n) return true;
+    if (j->m <= 8) return false;
+    return span(j->c.cs) > span(j->c.rs);
+}
+
+static void set_panels(job *j) {
+    ksplit ks = split_k(j->k);
+    j->ap = (panels){j->e->mr, cut(j->m, j->e->mr), j->e->kr, j->e->unit, ks};
+    j->bp = (panels){j->e->nr, cut(j->n, j->e->nr), j->e->kr, j->e->unit, ks};
+}
+
+static void finish(const job *j, float *tile, size_t ld, size_t i, size_t jj, size_t m,
+                   size_t n) {
+    const ane_epilogue *ep = &j->ep;
+    ane_tile_out out = {
+        .alpha = ep->alpha, .beta = ep->beta, .act = ep->act, .c = (char *)at(&j->c, i, jj),
+        .c_dtype = j->c.dtype, .c_rs = j->c.rs, .c_cs = j->c.cs,
+    };
+    if (ep->bias) {
+        out.bias = (const char *)ep->bias + (int64_t)i * ep->bias_rs + (int64_t)jj * ep->bias_cs;
+        out.bias_dtype = ep->bias_dtype;
+        out.bias_rs = ep->bias_rs;
+        out.bias_cs = ep->bias_cs;
+    }
+    if (j->r.data) {
+        out.res = at(&j->r, i, jj);
+        out.res_dtype = j->r.dtype;
+        out.res_rs = j->r.rs;
+        out.res_cs = j->r.cs;
+    }
+    j->table->tile(&out, tile, ld, m, n);
+}
+
+static bool plain(const job *j) {
+    return !j->ep.bias && !j->r.data && j->ep.act == ANE_ACT_NONE && j->ep.alpha == 1;
+}
+
+/* Whether the micro-kernel may write C itself. */
+static bool direct(const job *j) {
+    return plain(j) && j->c.dtype == ANE_F32 && j->c.cs == 4 && j->c.rs >= 0 &&
+           j->c.rs % 4 == 0 && (uintptr_t)j->c.data % 4 == 0;
+}
+
+static void pack_panel(const job *j, bool is_a, size_t p, size_t i, void *dst) {
+    const panels *x = is_a ? &j->ap : &j->bp;
+    const ane_mat *src = is_a ? &j->a : &j->b;
+    size_t first = i * x->width, rows = is_a ? j->m : j->n, k0 = p * x->ks.size;
+    ane_pack_fn *pack = is_a ? j->e->pack_a : j->e->pack_b;
+    const char *from = is_a ? at(src, first, k0) : at(src, k0, first);
+    pack(dst, from, src->dtype, is_a ? src->rs : src->cs, is_a ? src->cs : src->rs,
+         min_size(x->width, rows - first), k_of(x->ks, p));
+}
+
+/* One block of C: all k, its own panels packed on the way. */
+static void run_block(const job *j, size_t i0, size_t i1, size_t j0, size_t j1,
+                      char *scratch) {
+    const ane_gemm_entry *e = j->e;
+    size_t mr = e->mr, nr = e->nr, rows = i1 - i0, cols = j1 - j0, ld = cols * nr;
+    bool in_place = direct(j), split = j->ap.ks.n > 1;
+    char *own_a = scratch, *own_b = own_a;
+    if (!j->pa) own_b += up(rows * panel_bytes(&j->ap, 0), ANE_ALIGN);
+    float *acc = (float *)(void *)own_b;
+    if (!j->pb) acc = (float *)(void *)(own_b + up(cols * panel_bytes(&j->bp, 0), ANE_ALIGN));
+    for (size_t p = 0; p < j->ap.ks.n; p++) {
+        size_t k = up(k_of(j->ap.ks, p), e->kr);
+        size_t a_bytes = panel_bytes(&j->ap, p), b_bytes = panel_bytes(&j->bp, p);
+        const char *pa = own_a, *pb = own_b;
+        if (j->pa) pa = j->pa + panel_offset(&j->ap, p, i0);
+        else
+            for (size_t i = 0; i < rows; i++)
+                pack_panel(j, true, p, i0 + i, own_a + i * a_bytes);
+        if (j->pb) pb = j->pb + panel_offset(&j->bp, p, j0);
+        else
+            for (size_t i = 0; i < cols; i++)
+                pack_panel(j, false, p, j0 + i, own_b + i * b_bytes);
+        bool last = p + 1 == j->ap.ks.n;
+        for (size_t jj = 0; jj < cols; jj++) {
+            size_t col = (j0 + jj) * nr, n = min_size(nr, j->n - col);
+            for (size_t ii = 0; ii < rows; ii++) {
+                size_t row = (i0 + ii) * mr, m = min_size(mr, j->m - row);
+                const char *ap = pa + ii * a_bytes, *bp = pb + jj * b_bytes;
+                if (in_place && n == nr) {
+                    e->ukr(m, k, ap, bp, (float *)(void *)at(&j->c, row, col),
+                           (size_t)j->c.rs / 4, p > 0);
+                    continue;
+                }
+                float *tile = split ? acc + ii * mr * ld + jj * nr : acc;
+                size_t tile_ld = split ? ld : nr;
+                e->ukr(m, k, ap, bp, tile, tile_ld, p > 0);
+                if (last) finish(j, tile, tile_ld, row, col, m, n);
+            }
+        }
+    }
+}
+
+static size_t block_scratch(const job *j, size_t rows, size_t cols) {
+    size_t bytes = 0;
+    if (!j->pa) bytes += up(rows * panel_bytes(&j->ap, 0), ANE_ALIGN);
+    if (!j->pb) bytes += up(cols * panel_bytes(&j->bp, 0), ANE_ALIGN);
+    size_t tiles = j->ap.ks.n > 1 ? rows * cols : 1;
+    return bytes + tiles * j->e->mr * j->e->nr * sizeof(float);
+}
+
+static void run_task(void *arg, size_t t) {
+    job *j = arg;
+    size_t i0 = t / j->tasks_n * j->mb, j0 = t % j->tasks_n * j->nb;
+    size_t i1 = min_size(i0 + j->mb, j->ap.count), j1 = min_size(j0 + j->nb, j->bp.count);
+    void *scratch = ane_scratch_push(block_scratch(j, i1 - i0, j1 - j0));
+    if (scratch) run_block(j, i0, i1, j0, j1, scratch);
+    else atomic_store(&j->failed, true);
+    ane_scratch_pop(scratch);
+}
+
+typedef struct packing {
+    const job *j;
+    bool is_a;
+    char *dst;
+} packing;
+
+static void pack_task(void *arg, size_t t) {
+    const packing *x = arg;
+    const panels *p = x->is_a ? &x->j->ap : &x->j->bp;
+    size_t block = t / p->count, i = t % p->count;
+    pack_panel(x->j, x->is_a, block, i, x->dst + panel_offset(p, block, i));
+}
+
+static bool pack_all(const job *j, bool is_a, char *dst) {
+    const panels *p = is_a ? &j->ap : &j->bp;
+    packing x = {j, is_a, dst};
+    return ane_parallel_for(p->count * p->ks.n, pack_task, &x);
+}
+
+/* ------------------------------------------------------------------ matrix times vector */
+
+typedef struct vecjob {
+    const job *j;
+    const float *x;             /* the row of A as fp32 */
+    bool along;                 /* k is contiguous in B */
+} vecjob;
+
+static void gemv_task(void *arg, size_t t) {
+    const vecjob *v = arg;
+    const job *j = v->j;
+    float y[GEMV_BLOCK];
+    size_t j0 = t * GEMV_BLOCK, n = min_size(GEMV_BLOCK, j->n - j0);
+    const char *w = at(&j->b, 0, j0);
+    if (v->along) j->table->gemv_rows(y, w, j->b.dtype, j->b.cs, v->x, n, j->k);
+    else j->table->gemv_cols(y, w, j->b.dtype, j->b.rs, v->x, j->k, n);
+    finish(j, y, GEMV_BLOCK, 0, j0, 1, n);
+}
+
+static bool gemv_fits(const job *j) {
+    int64_t size = (int64_t)ane_dtype_size(j->b.dtype);
+    return j->m == 1 && j->b.data && j->a.data && (j->b.rs == size || j->b.cs == size) &&
+           j->k > 0;
+}
+
+static ane_status run_gemv(const job *j, ane_error *err) {
+    float *x = ane_scratch_push(j->k * sizeof(float));
+    if (!x) return ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for %zu floats", j->k);
+    int64_t size = (int64_t)ane_dtype_size(j->a.dtype);
+    if (j->a.cs == size) j->table->vec->load(x, j->a.data, j->a.dtype, j->k);
+    else
+        for (size_t p = 0; p < j->k; p++)
+            j->table->vec->load(x + p, at(&j->a, 0, p), j->a.dtype, 1);
+    vecjob v = {j, x, j->b.rs == size && j->k > 1};
+    size_t tasks = cut(j->n, GEMV_BLOCK);
+    bool ok = true;
+    if (j->n * j->k < SERIAL_WORK)
+        for (size_t t = 0; t < tasks; t++) gemv_task(&v, t);
+    else ok = ane_parallel_for(tasks, gemv_task, &v);
+    ane_scratch_pop(x);
+    return ok ? ANE_OK : ane_fail(err, ANE_ERR_CANCELLED, "[gemm] cancelled");
+}
+
+/* ------------------------------------------------------------------ running a job */
+
+static ane_status run_whole(job *j, void *given, ane_error *err);
+
+/* Cuts the shared operand's dimension so that its packed form is bounded. */
+static ane_status run_cut(job *j, bool share_a, size_t step, void *given, ane_error *err) {
+    size_t total = share_a ? j->m : j->n;
+    for (size_t i = 0; i < total; i += step) {
+        job part = {.table = j->table, .e = j->e, .precision = j->precision, .m = j->m,
+                    .n = j->n, .k = j->k, .a = j->a, .b = j->b, .c = j->c, .r = j->r,
+                    .ep = j->ep, .pa = j->pa, .pb = j->pb};
+        size_t size = min_size(step, total - i), r = share_a ? i : 0, c = share_a ? 0 : i;
+        if (share_a) part.m = size, part.a.data = (char *)at(&j->a, i, 0);
+        else part.n = size, part.b.data = (char *)at(&j->b, 0, i);
+        part.c.data = (char *)at(&j->c, r, c);
+        if (j->r.data) part.r.data = (char *)at(&j->r, r, c);
+        if (j->ep.bias)
+            part.ep.bias = (const char *)j->ep.bias + (int64_t)r * j->ep.bias_rs +
+                           (int64_t)c * j->ep.bias_cs;
+        set_panels(&part);
+        ane_status st = run_whole(&part, given, err);
+        if (st) return st;
+    }
+    return ANE_OK;
+}
+
+static bool shares_a(const job *j) {
+    /* The smaller operand is packed once for all; ties go to B. */
+    return j->pb || (!j->pa && j->m < j->n);
+}
+
+static ane_status run_whole(job *j, void *given, ane_error *err) {
+    bool share_a = shares_a(j), both = j->pa && j->pb;
+    char *shared = NULL;
+    void *mine = NULL;
+    ane_status st = ANE_OK;
+    size_t threads = (size_t)ane_num_threads();
+    if (!both) {
+        const panels *x = share_a ? &j->ap : &j->bp;
+        size_t bytes = panels_bytes(x);
+        if (bytes > SHARED_BYTES && x->count > 16) {
+            size_t fit = SHARED_BYTES / (bytes / x->count);
+            size_t parts = cut(x->count, fit < 16 ? 16 : fit);
+            if (parts > 1)
+                return run_cut(j, share_a, cut(x->count, parts) * x->width, given, err);
+        }
+        shared = given ? given : (mine = ane_scratch_push(bytes));
+        if (!shared)
+            return ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for %zu bytes of panels",
+                            bytes);
+        if (!pack_all(j, share_a, shared)) goto stopped;
+        if (share_a) j->pa = shared;
+        else j->pb = shared;
+    }
+    j->mb = j->ap.count;
+    j->nb = j->bp.count;
+    size_t want = threads * TASKS_PER_THREAD;
+    bool by_rows = !share_a || (both && j->ap.count >= j->bp.count);
+    size_t *block = by_rows ? &j->mb : &j->nb;
+    size_t count = by_rows ? j->ap.count : j->bp.count;
+    size_t most = cut(BLOCK_ROWS, by_rows ? j->e->mr : j->e->nr);
+    *block = cut(count, want);
+    if (*block > most) *block = most;
+    if (*block < 1) *block = 1;
+    j->tasks_n = cut(j->bp.count, j->nb);
+    if (!ane_parallel_for(cut(j->ap.count, j->mb) * j->tasks_n, run_task, j)) goto stopped;
+    if (atomic_load(&j->failed))
+        st = ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for a thread's panels");
+    goto done;
+stopped:
+    st = ane_fail(err, ANE_ERR_CANCELLED, "[gemm] cancelled");
+done:
+    ane_scratch_pop(mine);
+    return st;
+}
+
+/* All on this thread, both operands packed by the one task. */
+static ane_status run_serial(job *j, ane_error *err) {
+    j->mb = j->ap.count;
+    j->nb = j->bp.count;
+    j->tasks_n = 1;
+    run_task(j, 0);
+    return atomic_load(&j->failed) ? ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for panels")
+                                   : ANE_OK;
+}
+
+static size_t work_of(const job *j) {
+    size_t w;
+    if (!ane_mul_size(j->m, j->n, &w) || !ane_mul_size(w, j->k ? j->k : 1, &w)) return SIZE_MAX;
+    return w;
+}
+
+static bool small(const job *j) {
+    return work_of(j) < SERIAL_WORK * 4 && block_scratch(j, j->ap.count, j->bp.count) < (1u << 20);
+}
+
+static ane_status run_one(job *j, void *given, ane_error *err) {
+    if (!j->m || !j->n) return ANE_OK;
+    if (gemv_fits(j)) return run_gemv(j, err);
+    if (!j->pa && !j->pb && small(j)) return run_serial(j, err);
+    return run_whole(j, given, err);
+}
+
+/* ------------------------------------------------------------------ arguments */
+
+static bool is_float(ane_dtype d) { return d == ANE_F16 || d == ANE_BF16 || d == ANE_F32; }
+
+/* What a packed operand begins with, so that a run can refuse one made for another. */
+typedef struct header {
+    const ane_gemm_entry *e;
+    uint64_t rows, k, batch, one;       /* one: bytes of one product's panels */
+    uint32_t is_a, magic;
+    char pad[ANE_ALIGN - 5 * 8 - 8];
+} header;
+#define MAGIC 0x4b434150u
+
+static ane_status check(const ane_gemm_args *g, ane_error *err) {
+    if (g->m < 0 || g->n < 0 || g->k < 0 || g->batch < 0)
+        return ane_fail(err, ANE_ERR_SHAPE,
+                        "[gemm] sizes must not be negative: m=%lld n=%lld k=%lld batch=%lld",
+                        (long long)g->m, (long long)g->n, (long long)g->k,
+                        (long long)g->batch);
+    const ane_epilogue *ep = g->epilogue;
+    if (!is_float(g->a.dtype) || !is_float(g->b.dtype) || !is_float(g->c.dtype) ||
+        (ep && ep->bias && !is_float(ep->bias_dtype)) ||
+        (ep && ep->residual && !is_float(ep->residual->dtype)))
+        return ane_fail(err, ANE_ERR_DTYPE,
+                        "[gemm] expected float16, bfloat16 or float32 operands, got %s x %s "
+                        "-> %s", ane_dtype_name(g->a.dtype), ane_dtype_name(g->b.dtype),
+                        ane_dtype_name(g->c.dtype));
+    return ANE_OK;
+}
+
+/* Products whose batch is only more rows (or columns) of the same other operand. */
+static void merge_batch(ane_gemm_args *g) {
+    const ane_epilogue *ep = g->epilogue;
+    if (g->batch < 2 || g->packed_a || g->packed_b) return;
+    const ane_mat *r = ep ? ep->residual : NULL;
+    if (!g->b_batch && g->a_batch == g->m * g->a.rs && g->c_batch == g->m * g->c.rs &&
+        (!r || g->r_batch == g->m * r->rs) && (!ep || !ep->bias || !ep->bias_rs)) {
+        g->m *= g->batch;
+        g->batch = 1;
+    } else if (!g->a_batch && g->b_batch == g->n * g->b.cs && g->c_batch == g->n * g->c.cs &&
+               (!r || g->r_batch == g->n * r->cs) && (!ep || !ep->bias || !ep->bias_cs)) {
+        g->n *= g->batch;
+        g->batch = 1;
+    }
+}
+
+/* The job of product p. */
+static bool fill(job *j, const ane_kernels *limit, const ane_gemm_args *g) {
+    *j = (job){.precision = g->precision, .m = (size_t)g->m, .n = (size_t)g->n,
+               .k = (size_t)g->k, .a = g->a, .b = g->b, .c = g->c};
+    j->table = limit && limit->vec ? limit : ane_kernels_get();
+    if (g->epilogue) {
+        j->ep = *g->epilogue;
+        if (j->ep.residual && j->ep.beta != 0) j->r = *j->ep.residual;
+    } else {
+        j->ep.alpha = 1;
+    }
+    bool swap = wants_transpose(j);
+    if (swap) transpose(j);
+    j->e = ane_gemm_entry_for(limit, j->a.dtype, j->b.dtype, j->precision);
+    set_panels(j);
+    return swap;
+}
+
+static ane_status use_packed(job *j, const void *packed, bool is_a, size_t p,
+                             ane_error *err) {
+    const header *h = packed;
+    const panels *x = is_a ? &j->ap : &j->bp;
+    size_t rows = is_a ? j->m : j->n;
+    bool fits = h->magic == MAGIC && h->e == j->e && h->rows == rows && h->k == j->k &&
+                h->is_a == is_a && h->one == panels_bytes(x);
+    /* Another shape class (one row instead of many) may want another layout. */
+    if (!fits && (is_a ? j->a.data : j->b.data)) return ANE_OK;
+    if (!fits)
+        return ane_fail(err, ANE_ERR_INVALID,
+                        "[gemm] the packed operand was made for another product or kernel "
+                        "(now %zu x %zu for %s); pack it again", rows, j->k, j->e->name);
+    const char *data = (const char *)(h + 1) + (h->batch > 1 ? p * h->one : 0);
+    if (is_a) j->pa = data;
+    else j->pb = data;
+    return ANE_OK;
+}
+
+typedef struct batch {
+    const ane_kernels *limit;
+    const ane_gemm_args *g;
+    atomic_int status;
+} batch;
+
+static ane_status run_product(const batch *x, size_t p, bool serial, void *given,
+                              ane_error *err) {
+    const ane_gemm_args *g = x->g;
+    ane_gemm_args one = *g;
+    ane_epilogue ep;
+    ane_mat r;
+    int64_t i = (int64_t)p;
+    if (one.a.data) one.a.data = (char *)one.a.data + i * g->a_batch;
+    if (one.b.data) one.b.data = (char *)one.b.data + i * g->b_batch;
+    one.c.data = (char *)one.c.data + i * g->c_batch;
+    if (g->epilogue && g->epilogue->residual) {
+        ep = *g->epilogue;
+        r = *ep.residual;
+        r.data = (char *)r.data + i * g->r_batch;
+        ep.residual = &r;
+        one.epilogue = &ep;
+    }
+    job j;
+    bool swap = fill(&j, x->limit, &one);
+    const void *pa = swap ? g->packed_b : g->packed_a, *pb = swap ? g->packed_a : g->packed_b;
+    ane_status st = ANE_OK;
+    if (pa) st = use_packed(&j, pa, true, p, err);
+    if (!st && pb) st = use_packed(&j, pb, false, p, err);
+    if (st) return st;
+    if (!serial) return run_one(&j, given, err);
+    if (!j.m || !j.n) return ANE_OK;
+    return gemv_fits(&j) ? run_gemv(&j, err) : run_serial(&j, err);
+}
+
+static void batch_task(void *arg, size_t p) {
+    batch *x = arg;
+    ane_status st = run_product(x, p, true, NULL, NULL);
+    if (st) atomic_store(&x->status, (int)st);
+}
+
+ane_status ane_gemm_with(const ane_kernels *limit, const ane_gemm_args *args, void *scratch,
+                         ane_error *err) {
+    ane_status st = check(args, err);
+    if (st || !args->m || !args->n || !args->batch) return st;
+    ane_gemm_args g = *args;
+    merge_batch(&g);
+    batch x = {.limit = limit, .g = &g};
+    if (g.batch > 1) {
+        job j;
+        fill(&j, limit, &g);
+        /* Many products: one thread each. Few large ones: all threads on each in turn. */
+        size_t n = (size_t)g.batch, bytes = block_scratch(&j, j.ap.count, j.bp.count);
+        bool many = n >= (size_t)ane_num_threads() * 2 && bytes <= SHARED_BYTES / 4;
+        if (small(&j) || many) {
+            size_t work = work_of(&j);
+            if (work < SERIAL_WORK / n) {
+                for (size_t p = 0; p < n && !st; p++) st = run_product(&x, p, true, NULL, err);
+                return st;
+            }
+            if (!ane_parallel_for(n, batch_task, &x))
+                return ane_fail(err, ANE_ERR_CANCELLED, "[gemm] cancelled");
+            st = (ane_status)atomic_load(&x.status);
+            return st ? ane_fail(err, st, "[gemm] a product of the batch failed: %s",
+                                 ane_status_text(st)) : ANE_OK;
+        }
+    }
+    for (int64_t p = 0; p < g.batch && !st; p++)
+        st = run_product(&x, (size_t)p, false, scratch, err);
+    return st;
+}
+
+ane_status ane_gemm(const ane_gemm_args *args, void *scratch, ane_error *err) {
+    return ane_gemm_with(NULL, args, scratch, err);
+}
+
+size_t ane_gemm_scratch(const ane_gemm_args *args) {
+    if (check(args, NULL) || !args->m || !args->n || !args->batch) return 0;
+    ane_gemm_args g = *args;
+    merge_batch(&g);
+    job j;
+    bool swap = fill(&j, NULL, &g);
+    const void *pa = swap ? g.packed_b : g.packed_a, *pb = swap ? g.packed_a : g.packed_b;
+    if ((pa && pb) || gemv_fits(&j) || (!pa && !pb && small(&j))) return 0;
+    bool share_a = pb || (!pa && j.m < j.n);
+    const panels *x = share_a ? &j.ap : &j.bp;
+    size_t bytes = panels_bytes(x);
+    if (bytes <= SHARED_BYTES || x->count <= 16) return bytes;
+    size_t least = bytes / x->count * 17;
+    return least > SHARED_BYTES ? least : SHARED_BYTES;
+}
+
+const char *ane_gemm_name(const ane_gemm_args *args) {
+    if (check(args, NULL)) return "none";
+    ane_gemm_args g = *args;
+    merge_batch(&g);
+    job j;
+    fill(&j, NULL, &g);
+    if (!gemv_fits(&j)) return j.e->name;
+    return j.b.cs == (int64_t)ane_dtype_size(j.b.dtype) ? "gemv_cols" : "gemv_rows";
+}
+
+/* ------------------------------------------------------------------ packing once */
+
+size_t ane_gemm_pack_bytes_with(const ane_kernels *limit, const ane_gemm_args *args,
+                                int which) {
+    if (check(args, NULL)) return 0;
+    job j;
+    bool swap = fill(&j, limit, args);
+    const panels *x = (which == 0) != swap ? &j.ap : &j.bp;
+    int64_t stride = which ? args->b_batch : args->a_batch;
+    size_t n = args->batch > 1 && stride ? (size_t)args->batch : 1, bytes;
+    if (!ane_mul_size(panels_bytes(x), n, &bytes)) return 0;
+    return bytes + sizeof(header);
+}
+
+size_t ane_gemm_pack_bytes(const ane_gemm_args *args, int which) {
+    return ane_gemm_pack_bytes_with(NULL, args, which);
+}
+
+ane_status ane_gemm_pack_with(const ane_kernels *limit, const ane_gemm_args *args, int which,
+                              void *dst, ane_error *err) {
+    ane_status st = check(args, err);
+    if (st) return st;
+    int64_t stride = which ? args->b_batch : args->a_batch;
+    size_t n = args->batch > 1 && stride ? (size_t)args->batch : 1;
+    header *h = dst;
+    for (size_t p = 0; p < n; p++) {
+        ane_gemm_args one = *args;
+        one.a.data = (char *)one.a.data + (which ? 0 : (int64_t)p * stride);
+        one.b.data = (char *)one.b.data + (which ? (int64_t)p * stride : 0);
+        job j;
+        bool swap = fill(&j, limit, &one), is_a = (which == 0) != swap;
+        const panels *x = is_a ? &j.ap : &j.bp;
+        if (p == 0)
+            *h = (header){.e = j.e, .rows = is_a ? j.m : j.n, .k = j.k, .batch = n,
+                          .one = panels_bytes(x), .is_a = is_a, .magic = MAGIC};
+        if (!pack_all(&j, is_a, (char *)(h + 1) + p * h->one))
+            return ane_fail(err, ANE_ERR_CANCELLED, "[gemm] cancelled while packing");
+    }
+    return ANE_OK;
+}
+
+ane_status ane_gemm_pack(const ane_gemm_args *args, int which, void *dst, ane_error *err) {
+    return ane_gemm_pack_with(NULL, args, which, dst, err);
+}

@@ -1,0 +1,94 @@
+/* Kernel tables: one per instruction set, each in a file of its own with its own compiler
+ * flags. select.c (no such flags) decides once per process which of them this CPU runs. */
+#ifndef ANE_KERNELS_H
+#define ANE_KERNELS_H
+
+#include "gemm.h"
+#include "vec.h"
+
+/* K is cut into equal blocks of at most this many, in every table, so that tables whose
+ * products are exact give equal bits. 24 to 48 KB of B stay in the first-level cache. */
+#define ANE_GEMM_KC 384
+
+/* C[0..m)[0..nr) = (add ? C : 0) + A B for one packed panel of A ([k][mr]) and of B
+ * ([k][nr]); 1 <= m <= mr; ldc in floats. Always writes nr columns. k may be 0.
+ * Sums go in order of k. */
+typedef void ane_gemm_ukr(size_t m, size_t k, const void *a, const void *b, float *c,
+                          size_t ldc, bool add);
+/* One panel of `width` rows (A) or columns (B) over k: element (i, p) of the source is at
+ * src + i*s_i + p*s_k. count <= width; the rest is zero. k padded to a multiple of kr. */
+typedef void ane_pack_fn(void *dst, const void *src, ane_dtype dtype, int64_t s_i,
+                         int64_t s_k, size_t count, size_t k);
+
+typedef struct ane_gemm_entry {
+    const char *name;               /* "f32_12x32__avx512" */
+    ane_precision keeps;            /* the strictest promise it keeps */
+    unsigned a_types, b_types;      /* bit masks of ane_dtype */
+    size_t mr, nr, kr;
+    size_t unit;                    /* bytes of a packed element */
+    ane_gemm_ukr *ukr;
+    ane_pack_fn *pack_a, *pack_b;
+} ane_gemm_entry;
+
+/* What becomes of one finished fp32 tile (see ane_epilogue). Pointers are at the tile's
+ * element (0, 0); bias and res may be NULL. */
+typedef struct ane_tile_out {
+    float alpha, beta;
+    ane_act act;
+    const char *bias, *res;
+    char *c;
+    ane_dtype bias_dtype, res_dtype, c_dtype;
+    int64_t bias_rs, bias_cs, res_rs, res_cs, c_rs, c_cs;
+} ane_tile_out;
+/* tile is overwritten; its rows have room for whole vectors (ld a multiple of 16). */
+typedef void ane_tile_fn(const ane_tile_out *out, float *tile, size_t ld, size_t m,
+                         size_t n);
+
+typedef struct ane_kernels {
+    const char *name;               /* "avx512" */
+    const ane_gemm_entry *entries;
+    size_t n_entries;
+    const ane_vec *vec;             /* NULL: an extension of the tables below it */
+    ane_tile_fn *tile;
+    /* y[r] (+)= sum over c of w[r, c] x[c]: w row-contiguous of `dtype`, rows s_r bytes
+     * apart; x fp32; sums as in ane_vec.dot. */
+    void (*gemv_rows)(float *y, const void *w, ane_dtype dtype, int64_t s_r, const float *x,
+                      size_t rows, size_t cols);
+    /* y[c] = sum over r of x[r] w[r, c], in order of r. */
+    void (*gemv_cols)(float *y, const void *w, ane_dtype dtype, int64_t s_r, const float *x,
+                      size_t rows, size_t cols);
+    /* Conversion of one block; stream: stores bypass the caches. */
+    void (*convert)(void *dst, ane_dtype to, const void *src, ane_dtype from, size_t n,
+                    bool stream);
+} ane_kernels;
+
+#define ANE_BIT(dtype) (1u << (dtype))
+#define ANE_FLOATS (ANE_BIT(ANE_F16) | ANE_BIT(ANE_BF16) | ANE_BIT(ANE_F32))
+
+/*   table       what                                   */
+#define ANE_TABLE_MAP(X)                                                                  \
+    X(scalar) X(avx2) X(avx512) X(avx512vnni) X(avx512bf16) X(avx512fp16)                 \
+    X(neon) X(neonfhm) X(neonbf16) X(neonfp16)
+
+/* The chosen table (the widest that has vector primitives); never NULL. */
+const ane_kernels *ane_kernels_get(void);
+/* (ane_isa_check and ane_isa_name of ane.h say what was chosen and why.) */
+/* Every table of this build that this CPU runs, weakest first; index < count. */
+size_t ane_kernels_count(void);
+const ane_kernels *ane_kernels_at(size_t index);
+/* The entry that runs these operand types: of the tables up to `table` (NULL: the chosen
+ * ones), widest first, the first that keeps the promise. Never NULL for float types. */
+const ane_gemm_entry *ane_gemm_entry_for(const ane_kernels *table, ane_dtype a, ane_dtype b,
+                                         ane_precision precision);
+
+/* ane_gemm with the tables up to `table` (testing). */
+ane_status ane_gemm_with(const ane_kernels *table, const ane_gemm_args *args, void *scratch,
+                         ane_error *err);
+size_t ane_gemm_pack_bytes_with(const ane_kernels *table, const ane_gemm_args *args,
+                                int which);
+ane_status ane_gemm_pack_with(const ane_kernels *table, const ane_gemm_args *args, int which,
+                              void *dst, ane_error *err);
+void ane_convert_with(const ane_kernels *table, void *dst, ane_dtype to, const void *src,
+                      ane_dtype from, size_t n);
+
+#endif

@@ -1,0 +1,134 @@
+/* Eight lanes: AVX2, FMA, F16C. */
+#ifndef ANE_SIMD_AVX2_H
+#define ANE_SIMD_AVX2_H
+
+#include <immintrin.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define VW 8
+typedef __m256 vf;
+typedef __m256 vm;
+
+static inline __m256i v_tail_mask(size_t n) {
+    static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const void *)(ones + 8 - n));
+}
+static inline vf v_set1(float x) { return _mm256_set1_ps(x); }
+static inline vf v_loadu(const void *p) { return _mm256_loadu_ps(p); }
+static inline void v_storeu(void *p, vf x) { _mm256_storeu_ps(p, x); }
+static inline vf v_load_n(const void *p, size_t n) {
+    return _mm256_maskload_ps(p, v_tail_mask(n));
+}
+static inline void v_store_n(void *p, vf x, size_t n) {
+    _mm256_maskstore_ps(p, v_tail_mask(n), x);
+}
+static inline vf v_load16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+static inline void v_store16(void *p, vf x) {
+    _mm_storeu_si128(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline __m128i v_halves_n(const void *p, size_t n) {
+    uint16_t t[8] = {0};
+    memcpy(t, p, n * 2);
+    return _mm_loadu_si128((const void *)t);
+}
+static inline void v_put_halves_n(void *p, __m128i x, size_t n) {
+    uint16_t t[8];
+    _mm_storeu_si128((void *)t, x);
+    memcpy(p, t, n * 2);
+}
+static inline vf v_load16_n(const void *p, size_t n) {
+    return _mm256_cvtph_ps(v_halves_n(p, n));
+}
+static inline void v_store16_n(void *p, vf x, size_t n) {
+    v_put_halves_n(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), n);
+}
+static inline vf v_widen(__m128i h) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+static inline __m128i v_narrow(vf x) {
+    __m256i u = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), one);
+    __m256i r = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    r = _mm256_srli_epi32(_mm256_blendv_epi8(r, quiet, nan), 16);
+    r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
+    return _mm256_castsi256_si128(r);
+}
+static inline vf v_loadb(const void *p) { return v_widen(_mm_loadu_si128(p)); }
+static inline void v_storeb(void *p, vf x) { _mm_storeu_si128(p, v_narrow(x)); }
+static inline vf v_loadb_n(const void *p, size_t n) { return v_widen(v_halves_n(p, n)); }
+static inline void v_storeb_n(void *p, vf x, size_t n) {
+    v_put_halves_n(p, v_narrow(x), n);
+}
+
+#define VSTREAM 32
+static inline void v_stream(void *p, vf x) { _mm256_stream_ps(p, x); }
+static inline void v_stream16(void *p, vf a, vf b) {
+    __m128i lo = _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT);
+    __m128i hi = _mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT);
+    _mm256_stream_si256(p, _mm256_set_m128i(hi, lo));
+}
+static inline void v_fence(void) { _mm_sfence(); }
+
+static inline vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+static inline vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+static inline vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+static inline vf v_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+static inline vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+static inline vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+static inline vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+static inline vm v_lt(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+static inline vm v_isnan(vf a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+static inline vf v_sel(vm m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }
+static inline vf v_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+static inline vf v_neg(vf a) { return _mm256_xor_ps(_mm256_set1_ps(-0.0f), a); }
+static inline vf v_copysign(vf a, vf s) {
+    vf sign = _mm256_set1_ps(-0.0f);
+    return _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, s));
+}
+static inline vf v_trunc_low(vf a) {
+    return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xfffff000u)));
+}
+
+#define V_MAGIC 12582912.0f
+static inline vf v_scale_magic(vf p, vf t) {
+    __m256i bias = _mm256_set1_epi32(127);
+    __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t), _mm256_set1_epi32(0x4b400000));
+    __m256i half = _mm256_srai_epi32(n, 1), rest = _mm256_sub_epi32(n, half);
+    half = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+    rest = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
+    return v_mul(v_mul(p, _mm256_castsi256_ps(half)), _mm256_castsi256_ps(rest));
+}
+static inline vf v_split(vf x, vf *e) {
+    vm tiny = v_lt(x, v_set1(0x1p-126f));
+    x = v_sel(tiny, v_mul(x, v_set1(0x1p23f)), x);
+    __m256i u = _mm256_castps_si256(x);
+    __m256i n = _mm256_srai_epi32(_mm256_sub_epi32(u, _mm256_set1_epi32(0x3f3504f3)), 23);
+    *e = v_sub(_mm256_cvtepi32_ps(n), v_sel(tiny, v_set1(23), v_set1(0)));
+    return _mm256_castsi256_ps(_mm256_sub_epi32(u, _mm256_slli_epi32(n, 23)));
+}
+
+static inline void v_transpose(vf r[VW]) {
+    __m256d a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_castps_pd(_mm256_unpacklo_ps(r[i], r[i + 1]));
+        a[i + 1] = _mm256_castps_pd(_mm256_unpackhi_ps(r[i], r[i + 1]));
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_unpacklo_pd(a[i], a[i + 2]);
+        b[i + 1] = _mm256_unpackhi_pd(a[i], a[i + 2]);
+        b[i + 2] = _mm256_unpacklo_pd(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm256_unpackhi_pd(a[i + 1], a[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_castpd_ps(_mm256_permute2f128_pd(b[i], b[i + 4], 0x20));
+        r[i + 4] = _mm256_castpd_ps(_mm256_permute2f128_pd(b[i], b[i + 4], 0x31));
+    }
+}
+
+#endif

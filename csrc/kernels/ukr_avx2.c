@@ -1,0 +1,61 @@
+/* AVX2 + FMA + F16C. */
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define ISA_NAME "avx2"
+#include "simd_avx2.h"
+
+#include "body_vec.h"
+
+#include "body_gemm.h"
+
+#include "tables.h"
+
+PACK(pack_6, 6)
+PACK(pack_16, 16)
+
+/* m rows of two vectors: 12 of the 16 registers hold sums, 2 hold B, 1 a broadcast. */
+static inline __attribute__((always_inline)) void rows_of(const size_t m, size_t k,
+                                                          const float *a, const float *b,
+                                                          float *c, size_t ldc, bool add) {
+    vf s[6][2];
+    UNROLL for (size_t i = 0; i < m; i++) {
+        s[i][0] = add ? v_loadu(c + i * ldc) : v_set1(0);
+        s[i][1] = add ? v_loadu(c + i * ldc + 8) : v_set1(0);
+    }
+    for (size_t p = 0; p < k; p++, a += 6, b += 16) {
+        vf b0 = v_loadu(b), b1 = v_loadu(b + 8);
+        UNROLL for (size_t i = 0; i < m; i++) {
+            vf v = _mm256_broadcast_ss(a + i);
+            s[i][0] = v_fma(v, b0, s[i][0]);
+            s[i][1] = v_fma(v, b1, s[i][1]);
+        }
+    }
+    UNROLL for (size_t i = 0; i < m; i++) {
+        v_storeu(c + i * ldc, s[i][0]);
+        v_storeu(c + i * ldc + 8, s[i][1]);
+    }
+}
+
+static void ukr_6x16(size_t m, size_t k, const void *a, const void *b, float *c, size_t ldc,
+                     bool add) {
+    switch (m) {
+    case 1: rows_of(1, k, a, b, c, ldc, add); break;
+    case 2: rows_of(2, k, a, b, c, ldc, add); break;
+    case 3: rows_of(3, k, a, b, c, ldc, add); break;
+    case 4: rows_of(4, k, a, b, c, ldc, add); break;
+    case 5: rows_of(5, k, a, b, c, ldc, add); break;
+    default: rows_of(6, k, a, b, c, ldc, add); break;
+    }
+}
+
+static const ane_gemm_entry entries[] = {
+    {.name = "f32_6x16__avx2", .keeps = ANE_PRECISION_HIGHEST, .a_types = ANE_FLOATS,
+     .b_types = ANE_FLOATS, .mr = 6, .nr = 16, .kr = 1, .unit = 4, .ukr = ukr_6x16,
+     .pack_a = pack_6, .pack_b = pack_16},
+};
+
+const ane_kernels ane_kernels__avx2 = {
+    .name = ISA_NAME, .entries = entries, .n_entries = 1, .vec = &vec_table,
+    .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
+    .convert = vec_convert,
+};
+#endif

@@ -1,0 +1,37 @@
+/* The reference table: plain C, complete, and the meaning of every other table. */
+#define ISA_NAME "scalar"
+#include "simd_scalar.h"
+
+#include "body_vec.h"
+
+#include "body_gemm.h"
+
+#include "tables.h"
+
+PACK(pack_4, 4)
+PACK(pack_8, 8)
+
+static void ukr_4x8(size_t m, size_t k, const void *va, const void *vb, float *c, size_t ldc,
+                    bool add) {
+    const float *a = va, *b = vb;
+    float s[4][8];
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < 8; j++) s[i][j] = add ? c[i * ldc + j] : 0.0f;
+    for (size_t p = 0; p < k; p++, a += 4, b += 8)
+        for (size_t i = 0; i < m; i++)
+            for (size_t j = 0; j < 8; j++) s[i][j] += a[i] * b[j];
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < 8; j++) c[i * ldc + j] = s[i][j];
+}
+
+static const ane_gemm_entry entries[] = {
+    {.name = "f32_4x8__scalar", .keeps = ANE_PRECISION_HIGHEST, .a_types = ANE_FLOATS,
+     .b_types = ANE_FLOATS, .mr = 4, .nr = 8, .kr = 1, .unit = 4, .ukr = ukr_4x8,
+     .pack_a = pack_4, .pack_b = pack_8},
+};
+
+const ane_kernels ane_kernels__scalar = {
+    .name = ISA_NAME, .entries = entries, .n_entries = 1, .vec = &vec_table,
+    .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
+    .convert = vec_convert,
+};
