@@ -1,0 +1,192 @@
+"""The command ``anetorch``: arguments only, no logic.
+
+Exit codes: 0 done, 2 unusable input (one line on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from anetorch.env import InputError, traceback_wanted
+
+__all__ = ["main", "parser"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line on a mistake, with what was probably meant."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)      # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog}: {message} (see {self.prog} --help)\n")
+        raise SystemExit(2)
+
+    def unknown(self, args: Sequence[str]) -> NoReturn:
+        """For what parse_known_args left over."""
+        first = args[0]
+        near = difflib.get_close_matches(first.split("=")[0], self._option_string_actions, 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        self.error(f"unknown argument {first}{hint}")
+
+
+def _number(kind: Callable[[str], float], low: float, high: float,
+            what: str) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:            # NaN too
+            raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}")
+        return value
+    return convert
+
+
+_POSITIVE = _number(int, 1, 2**62, "a whole number of at least 1")
+_COUNT = _number(int, 0, 2**62, "a whole number of at least 0")
+_RATE = _number(float, sys.float_info.min, 1e3, "a number above 0")
+_TEMPERATURE = _number(float, 0, 1e3, "a number of at least 0")
+_FRACTION = _number(float, sys.float_info.min, 1, "a number above 0 and at most 1")
+
+
+def parser() -> _Parser:
+    """The command line's description: every flag there is.
+
+    >>> parser().parse_args(["train", "--steps", "3"]).steps
+    3
+    """
+    from anetorch import __version__
+
+    top = _Parser(prog="anetorch", description="Apple Neural Engine programs and training on them, "
+                                               "on any machine.")
+    top.add_argument("--version", action="version", version=f"anetorch {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    t = commands.add_parser("train", help="train a language model on text",
+                            description="Trains a language model on text files (default: the "
+                                        "documentation that Python brings along).")
+    t.add_argument("files", nargs="*", metavar="FILE", help="UTF-8 text to learn")
+    t.add_argument("--model", metavar="PRESET|config.json",
+                   help="tiny (default), stories15m, stories110m, qwen3-0.6b, or a Hugging Face "
+                        "config.json of a Llama or Qwen3 model")
+    t.add_argument("--steps", type=_POSITIVE, metavar="N", help="optimizer steps")
+    t.add_argument("--seq", type=_POSITIVE, metavar="N", help="bytes of text a window")
+    t.add_argument("--batch", type=_POSITIVE, metavar="N", help="windows run together")
+    t.add_argument("--accum", type=_POSITIVE, metavar="N", help="batches an optimizer step")
+    t.add_argument("--lr", type=_RATE, metavar="RATE", help="peak learning rate")
+    t.add_argument("--out", metavar="DIR", help="folder of the run (default: the next number "
+                                                "below anetorch-runs)")
+    t.add_argument("--save-every", type=_POSITIVE, metavar="N", help="steps between checkpoints")
+    t.add_argument("--resume", action="store_true",
+                   help="continue from the newest checkpoint; start where there is none")
+    t.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
+    t.add_argument("--device", metavar="NAME", help="cpu (default) or ane")
+    t.add_argument("--seed", type=_COUNT, metavar="N", help="same seed, same bits (default 0)")
+    t.set_defaults(run=_train)
+
+    g = commands.add_parser("generate", help="let a trained model write",
+                            description="Continues a text with a trained model.")
+    g.add_argument("--from", dest="source", metavar="DIR",
+                   help="folder of the run (default: the newest below anetorch-runs)")
+    g.add_argument("--prompt", default="", metavar="TEXT", help="text to continue")
+    g.add_argument("--temperature", type=_TEMPERATURE, default=0.8, metavar="X",
+                   help="0: always the most probable byte (default 0.8)")
+    g.add_argument("--top-p", type=_FRACTION, default=0.9, metavar="P",
+                   help="keep the most probable bytes up to this probability (default 0.9)")
+    g.add_argument("--max-tokens", type=_COUNT, default=256, metavar="N",
+                   help="bytes to write (default 256)")
+    g.add_argument("--seed", type=_COUNT, default=42, metavar="N", help="(default 42)")
+    g.set_defaults(run=_generate)
+
+    i = commands.add_parser("info", help="devices, CPU, kernel tables, versions",
+                            description="What this installation has and chose.")
+    i.set_defaults(run=_info)
+    return top
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from anetorch.train import Options, train
+
+    if args.resume and args.overwrite:
+        raise InputError("[train] --resume continues a run and --overwrite replaces it: give one")
+    outcome = train(Options(
+        files=tuple(args.files), model=args.model, steps=args.steps, seq=args.seq,
+        batch=args.batch, accum=args.accum, lr=args.lr, seed=args.seed, out=args.out,
+        save_every=args.save_every, resume=args.resume, overwrite=args.overwrite,
+        device=args.device), _say)
+    return 130 if outcome.interrupted else 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from anetorch.generate import generate
+
+    def emit(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    emit(args.prompt)
+    generate(args.source, args.prompt, args.max_tokens, args.temperature, args.top_p, args.seed,
+             emit)
+    emit("\n")
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from anetorch.info import lines
+
+    for line in lines():
+        _say(line)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code.
+
+    >>> main(["train", "--steps", "0"])                                 # doctest: +SKIP
+    2
+    """
+    try:
+        top = parser()
+        args, rest = top.parse_known_args(argv)
+        if rest:
+            _sub(top, args.command).unknown(rest)
+        return args.run(args)
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else 0 if e.code is None else 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except BrokenPipeError:             # the reader of our output has gone: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (InputError, OSError, MemoryError, FloatingPointError) as e:
+        if traceback_wanted():
+            raise
+        sys.stderr.write(f"anetorch: {_one_line(e)}\n")
+        return 2
+
+
+def _sub(top: argparse.ArgumentParser, command: str) -> _Parser:
+    action = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    return action.choices[command]
+
+
+def _one_line(e: BaseException) -> str:
+    if isinstance(e, OSError) and e.strerror:
+        text = f"{e.filename}: {e.strerror}" if e.filename else e.strerror
+    elif isinstance(e, MemoryError):
+        text = f"out of memory{f' ({e})' if str(e) else ''}: use a smaller model, batch or seq"
+    else:
+        text = str(e)
+    return " ".join(text.split())
