@@ -25,6 +25,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 LIMITED_API = "0x030B0000"
+PUBLIC_HEADERS = ["ane.h"]      # below csrc/; installed as anetorch/include/NAME
 
 # Instruction-set files: suffix of the file name -> flags. A compiler that lacks a flag
 # drops the file, and `anetorch info` says so. Higher sets are switched off so that no
@@ -69,6 +70,10 @@ class BuildCore(build_ext):
         if self.inplace:
             built = Path(self.build_lib) / "anetorch" / self.lib_name()
             self.replace(built, package / built.name)
+        include = package / "include"
+        include.mkdir(parents=True, exist_ok=True)
+        for header in PUBLIC_HEADERS:
+            self.replace(CSRC / header, include / Path(header).name)
         self.generate_python(package)
 
     # -- the C compiler, flags and targets

@@ -1,5 +1,10 @@
 """anetorch: write, run, test and train with Apple Neural Engine programs, anywhere."""
 
+# ruff: noqa: E402, I001
+from anetorch._installed import built as _built
+
+__path__ = _built(__path__, "_core*.so")     # a clone uses the installed _core
+
 from anetorch import _core
 from anetorch._core import Tensor
 from anetorch.runtime import (
