@@ -103,10 +103,12 @@ class AdamW:
         if not finite:
             return norm, False
         self.updates += 1
-        scale = unscale * min(1.0, self.clip / norm) if norm > 0 else unscale
-        _core.adamw_step(
-            params.masters, params.grads, params.m, params.v, params.staged,
-            lr=lr, beta1=self.beta1, beta2=self.beta2, eps=self.eps,
-            weight_decay=self.weight_decay, step=self.updates, scale=scale,
-            decay_ranges=[(r.start, r.stop) for r in params.ranges if r.decay])
+        for r in params.ranges:
+            part = slice(r.start, r.stop)
+            _core.adamw_step(
+                params.masters[part], params.grads[part], params.m[part], params.v[part],
+                params.staged[part] if r.staged and params.staged is not None else None,
+                lr=lr, step=self.updates, beta1=self.beta1, beta2=self.beta2, eps=self.eps,
+                weight_decay=self.weight_decay if r.decay else 0.0,
+                scale=unscale * _core.clip_factor(norm, self.clip))
         return norm, True

@@ -170,10 +170,10 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_too_short_for_the_window(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("short\n" * 20)
+    (tmp_path / "a.txt").write_text("short\n" * 40)
     c = read_corpus([tmp_path / "a.txt"])
     c.require(8)
-    with pytest.raises(InputError, match=r"12 bytes are left for validation, and --seq 64 needs at "
+    with pytest.raises(InputError, match=r"18 bytes are left for validation, and --seq 64 needs at "
                                          r"least 65"):
         c.require(64)
 

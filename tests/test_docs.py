@@ -1,0 +1,41 @@
+"""Every example in a docstring is run, and every public name has one."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import anetorch
+
+# Modules whose examples are run. Packages of generated code are tested by their generator.
+MODULES = ["anetorch.env", "anetorch.data", "anetorch.progress", "anetorch.rundir",
+           "anetorch._installed"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, extraglobs={"anetorch": anetorch, "np": np},
+                             optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0 and result.attempted > 0
+
+
+def test_the_list_has_real_modules() -> None:
+    known = {m.name for m in pkgutil.walk_packages(anetorch.__path__, "anetorch.")}
+    assert set(MODULES) <= known
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_names_have_docstrings(name: str) -> None:
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", ()):
+        thing = getattr(module, public)
+        if inspect.isclass(thing) or inspect.isroutine(thing):
+            assert inspect.getdoc(thing), f"{name}.{public} has no docstring"
