@@ -93,6 +93,20 @@ const ane_const *ane_const_string(ane_program *p, const char *s, ane_error *err)
     return ane_const_tensor(p, t, &s, sizeof s, err);
 }
 
+const ane_const *ane_const_blob(ane_program *p, const ane_type *type, ane_surface *owner,
+                                size_t at, size_t bytes, const char *path, uint64_t offset,
+                                ane_error *err) {
+    const ane_const *c = owner ? ane_const_view(p, type, owner, at, bytes, err)
+                               : new_const(p, type, err);
+    if (!c) return NULL;
+    ane_const *w = (ane_const *)c;      /* still ours alone */
+    w->blob_offset = offset;
+    w->blob_path = ane_arena_strndup(p->arena, path, strlen(path));
+    if (w->blob_path) return w;
+    ane__nomem(err);
+    return NULL;
+}
+
 const ane_const *ane_const_items(ane_program *p, const ane_type *type,
                                  const ane_const *const *items, int n, ane_error *err) {
     ane_const *c = new_const(p, type, err);
@@ -113,7 +127,6 @@ const ane_const *ane_const_copy(ane_program *p, const ane_const *c, ane_error *e
         ane__nomem(err);
         return NULL;
     }
-    const ane_const *q = NULL;
     if (t->kind != ANE_T_TENSOR) {
         const ane_const **items = ane_arena_alloc(p->arena, (size_t)c->n * sizeof *items);
         if (!items) {
@@ -122,24 +135,14 @@ const ane_const *ane_const_copy(ane_program *p, const ane_const *c, ane_error *e
         }
         for (int i = 0; i < c->n; i++)
             if (!(items[i] = ane_const_copy(p, c->items[i], err))) return NULL;
-        q = ane_const_items(p, t, items, c->n, err);
-    } else if (!c->data) {
-        q = new_const(p, t, err);
-    } else if (c->owner) {
-        size_t at = (size_t)((const char *)c->data - (const char *)ane_surface_base(c->owner));
-        q = ane_const_view(p, t, c->owner, at, c->bytes, err);
-    } else {
-        q = ane_const_tensor(p, t, c->data, c->bytes, err);
+        return ane_const_items(p, t, items, c->n, err);
     }
-    if (!q || !c->blob_path) return q;
-    ane_const *w = (ane_const *)q;      /* still ours alone */
-    w->blob_offset = c->blob_offset;
-    w->blob_path = ane_arena_strndup(p->arena, c->blob_path, strlen(c->blob_path));
-    if (!w->blob_path) {
-        ane__nomem(err);
-        return NULL;
-    }
-    return w;
+    size_t at = c->owner ? (size_t)((const char *)c->data -
+                                    (const char *)ane_surface_base(c->owner)) : 0;
+    if (c->blob_path)
+        return ane_const_blob(p, t, c->owner, at, c->bytes, c->blob_path, c->blob_offset, err);
+    if (c->owner) return ane_const_view(p, t, c->owner, at, c->bytes, err);
+    return c->data ? ane_const_tensor(p, t, c->data, c->bytes, err) : new_const(p, t, err);
 }
 
 /* ---------------------------------------------------------------- reading */
@@ -233,7 +236,19 @@ bool ane_const_equal(const ane_const *a, const ane_const *b) {
     }
     if (!a->data || !b->data) return a->blob_path != NULL || a->data == b->data;
     if (a->bytes != b->bytes) return false;
-    if (a->type->dtype != ANE_STRING) return !memcmp(a->data, b->data, a->bytes);
+    if (a->type->dtype != ANE_STRING) {
+        if (!memcmp(a->data, b->data, a->bytes)) return true;
+        /* A text has one NaN; which one of many it was makes no difference. */
+        bool may_nan = a->type->dtype == ANE_F16 || a->type->dtype == ANE_BF16 ||
+                       a->type->dtype == ANE_F32 || a->type->dtype == ANE_F64 ||
+                       a->type->dtype == ANE_F8E4M3 || a->type->dtype == ANE_F8E5M2;
+        int64_t n = may_nan ? ane_type_count(a->type) : 0;
+        for (int64_t i = 0; i < n; i++) {
+            double x = ane_const_f64(a, i), y = ane_const_f64(b, i);
+            if (x != y ? x == x || y == y : signbit(x) != signbit(y)) return false;
+        }
+        return may_nan;
+    }
     for (size_t i = 0; i < a->bytes / sizeof(char *); i++)
         if (strcmp(((const char *const *)a->data)[i], ((const char *const *)b->data)[i]))
             return false;

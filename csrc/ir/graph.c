@@ -71,6 +71,9 @@ ane_status ane_function_create(ane_program *p, const char *name, const char *ops
         return ane_fail(err, ANE_ERR_INVALID, "function: \"%.80s\" is not an identifier", name);
     if (ane_program_function(p, name))
         return ane_fail(err, ANE_ERR_INVALID, "function \"%.80s\" is already defined", name);
+    if (p->impl->n_functions >= ANE_MAX_FUNCTIONS)
+        return ane_fail(err, ANE_ERR_INVALID, "program: more than %d functions",
+                        ANE_MAX_FUNCTIONS);
     int opset = 0;
     ane_status st = parse_opset(opset_tag, &opset, err);
     if (st) return st;
@@ -119,15 +122,20 @@ ane_status ane_function_create(ane_program *p, const char *name, const char *ops
         f->params[i]->block = f->body;
         f->params[i]->id = ane__id_new(p, ANE_ID_VALUE, f->params[i]);
     }
-    ane_function **at = &p->functions;
-    while (*at) at = &(*at)->next;
-    *at = f;
+    if (p->impl->last_function) p->impl->last_function->next = f;
+    else p->functions = f;
+    p->impl->last_function = f;
+    p->impl->n_functions++;
     p->generation++;
     *out = f;
     return ANE_OK;
 fail:
     ane__names_destroy(f->names);
     return st;
+}
+
+ane_value *ane_function_value(const ane_function *f, const char *name, size_t n) {
+    return ane__names_find(f->names, name, n);
 }
 
 /* ---------------------------------------------------------------- blocks */
@@ -145,6 +153,9 @@ ane_status ane_block_add_param(ane_block *b, const char *name, const ane_type *t
     if (b == f->body)
         return ane_fail(err, ANE_ERR_INVALID,
                         "a function's parameters are given when it is created");
+    if (b->n_params >= ANE_MAX_BLOCK_PARAMS)
+        return ane_fail(err, ANE_ERR_INVALID, "block: more than %d parameters",
+                        ANE_MAX_BLOCK_PARAMS);
     ane_status st = ane__name_check(f, name, "block parameter", err);
     if (st || (st = ane__id_reserve(p, 1, err))) return st;
     ane_value **params =

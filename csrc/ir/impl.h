@@ -23,12 +23,10 @@ struct ane_program_impl {
     size_t n_warnings, cap_warnings;
     size_t warnings_dropped;
     int64_t next_symbol;                /* -2, -3, ... */
-    bool parsing;                       /* positions go beside messages, not into them */
+    ane_function *last_function;
+    int n_functions;
 };
 
-/* Deepest nesting of blocks and of types: keeps every recursion bounded. */
-#define ANE_MAX_BLOCK_DEPTH 32
-#define ANE_MAX_TYPE_DEPTH 16
 /* A program that deserves more warnings than this is summarised. */
 #define ANE_MAX_WARNINGS 1000
 
@@ -37,6 +35,7 @@ typedef struct ane_names ane_names;
 ane_names *ane__names_create(void);
 void ane__names_destroy(ane_names *n);
 ane_value *ane__names_get(const ane_names *n, const char *name);
+ane_value *ane__names_find(const ane_names *n, const char *name, size_t len);
 bool ane__names_put(ane_names *n, ane_value *v);            /* false: no memory */
 void ane__names_remove(ane_names *n, const char *name);
 /* Room for one more value, so that the next put cannot fail. */

@@ -88,6 +88,11 @@ const ane_const *ane_const_tensor(ane_program *p, const ane_type *type, const vo
 const ane_const *ane_const_view(ane_program *p, const ane_type *type, ane_surface *owner,
                                 size_t offset, size_t bytes, ane_error *err);
 const ane_const *ane_const_string(ane_program *p, const char *s, ane_error *err);
+/* A constant of a weight file: data at owner's byte `at`, or none when owner is NULL. path
+ * and offset are what the text says. */
+const ane_const *ane_const_blob(ane_program *p, const ane_type *type, ane_surface *owner,
+                                size_t at, size_t bytes, const char *path, uint64_t offset,
+                                ane_error *err);
 /* LIST, TUPLE: n items; DICT: n = 2 * pairs, key then value. */
 const ane_const *ane_const_items(ane_program *p, const ane_type *type,
                                  const ane_const *const *items, int n, ane_error *err);
@@ -180,8 +185,18 @@ struct ane_program {
     ane_attr *attrs;                    /* buildInfo, ... */
     ane_function *functions;            /* in order */
     uint64_t generation;                /* grows with every edit */
+    bool parsing;                       /* positions go beside messages, not into them */
     struct ane_program_impl *impl;      /* ids, owned surfaces, warnings: ir room only */
 };
+
+/* Bounds that keep every recursion and every quadratic scan small; no real program comes
+ * near them. */
+#define ANE_MAX_BLOCK_DEPTH 32          /* nested blocks */
+#define ANE_MAX_TYPE_DEPTH 16           /* list<tuple<...>> */
+#define ANE_MAX_FUNCTIONS 4096          /* of one program */
+#define ANE_MAX_ATTRS 1024              /* of one op or function */
+#define ANE_MAX_BLOCKS 16               /* of one op */
+#define ANE_MAX_BLOCK_PARAMS 1024
 
 /* --- building. Each verifies what it makes; nothing is left half added on an error. */
 
@@ -194,6 +209,8 @@ ane_status ane_function_create(ane_program *p, const char *name, const char *ops
                                const ane_param_desc *params, int n, ane_function **out,
                                ane_error *err);
 ane_function *ane_program_function(const ane_program *p, const char *name);
+/* Value of this identifier (n bytes) in the function, nested blocks included, or NULL. */
+ane_value *ane_function_value(const ane_function *f, const char *name, size_t n);
 
 typedef struct ane_arg_desc {
     const char *name;                   /* parameter name */

@@ -13,9 +13,9 @@ static ane_value tombstone;
 
 /* FNV-1a with a final mix; hostile collisions only cost a probe sequence bounded by the
  * table, and names are bounded by the text. */
-static uint32_t hash(const char *s) {
+static uint32_t hash(const char *s, size_t n) {
     uint32_t h = 2166136261u;
-    for (; *s; s++) h = (h ^ (unsigned char)*s) * 16777619u;
+    for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)s[i]) * 16777619u;
     h ^= h >> 15;
     h *= 0x2c1b3c6du;
     return h ^ (h >> 12);
@@ -30,17 +30,23 @@ void ane__names_destroy(ane_names *n) {
     ane_free(n);
 }
 
-static size_t find(const ane_names *n, const char *name, uint32_t h) {
+static size_t find(const ane_names *n, const char *name, size_t len) {
     if (!n->slots) return SIZE_MAX;
+    uint32_t h = hash(name, len);
     for (size_t i = h & n->mask;; i = (i + 1) & n->mask) {
         const ane_value *v = n->slots[i];
         if (!v) return SIZE_MAX;
-        if (v != &tombstone && n->hashes[i] == h && !strcmp(v->name, name)) return i;
+        if (v != &tombstone && n->hashes[i] == h && !strncmp(v->name, name, len) && !v->name[len])
+            return i;
     }
 }
 
 ane_value *ane__names_get(const ane_names *n, const char *name) {
-    size_t i = find(n, name, hash(name));
+    return ane__names_find(n, name, strlen(name));
+}
+
+ane_value *ane__names_find(const ane_names *n, const char *name, size_t len) {
+    size_t i = find(n, name, len);
     return i == SIZE_MAX ? NULL : n->slots[i];
 }
 
@@ -75,12 +81,12 @@ bool ane__names_reserve(ane_names *n, size_t more) {
 
 bool ane__names_put(ane_names *n, ane_value *v) {
     if (!ane__names_reserve(n, 1)) return false;
-    insert(n, v, hash(v->name));
+    insert(n, v, hash(v->name, strlen(v->name)));
     return true;
 }
 
 void ane__names_remove(ane_names *n, const char *name) {
-    size_t i = find(n, name, hash(name));
+    size_t i = find(n, name, strlen(name));
     if (i == SIZE_MAX) return;
     n->slots[i] = &tombstone;
     n->dead++;

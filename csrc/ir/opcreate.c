@@ -238,6 +238,8 @@ static ane_status take_attrs(maker *m) {
     const ane_op_desc *d = m->d;
     const ane_op_row *row = m->op->row;
     if (!d->n_attrs) return ANE_OK;
+    if (d->n_attrs > ANE_MAX_ATTRS)
+        return ane_fail(m->err, ANE_ERR_INVALID, "more than %d attributes", ANE_MAX_ATTRS);
     ane_attr *rest = ane_arena_alloc(m->p->arena, (size_t)d->n_attrs * sizeof *rest);
     m->attr_consts = ane_arena_alloc(m->p->arena, (size_t)d->n_attrs * sizeof(ane_op *));
     if (!rest || !m->attr_consts) return ane__nomem(m->err);
@@ -290,6 +292,8 @@ static ane_status take_blocks(maker *m, int *height) {
     const ane_op_desc *d = m->d;
     *height = 0;
     if (!d->n_blocks) return ANE_OK;
+    if (d->n_blocks > ANE_MAX_BLOCKS)
+        return ane_fail(m->err, ANE_ERR_INVALID, "more than %d blocks", ANE_MAX_BLOCKS);
     for (int i = 0; i < d->n_blocks; i++) {
         ane_block *c = d->blocks[i];
         if (c->owner || c->function != m->f || c == m->f->body || c == m->b)

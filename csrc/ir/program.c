@@ -182,7 +182,7 @@ ane_status ane__op_blame(ane_error *err, const ane_program *p, ane_status st,
                          const char *op, const char *name, int line, int column) {
     if (!err) return st;
     char place[320] = "";
-    if (line && !p->impl->parsing)
+    if (line && !p->parsing)
         snprintf(place, sizeof place, " (%s:%d:%d)", p->filename ? p->filename : "<mil>", line,
                  column);
     if (name && *name) ane_error_prefix(err, "%.80s '%.80s'%s: ", op, name, place);
