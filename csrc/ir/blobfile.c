@@ -9,15 +9,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define BUCKETS 1024
+
 typedef struct entry {
+    struct entry *next;
     char *path;                 /* as written */
     ane_surface *file;          /* NULL: could not be opened, and that is allowed */
 } entry;
 
 struct ane_weight_files {
     const ane_parse_options *opts;
-    entry *entries;
-    size_t n, cap;
+    entry *buckets[BUCKETS];    /* the ANE projects write one file per tensor */
 };
 
 ane_status ane_weight_files_create(const ane_parse_options *opts, ane_weight_files **out,
@@ -31,11 +33,13 @@ ane_status ane_weight_files_create(const ane_parse_options *opts, ane_weight_fil
 
 void ane_weight_files_destroy(ane_weight_files *f) {
     if (!f) return;
-    for (size_t i = 0; i < f->n; i++) {
-        ane_free(f->entries[i].path);
-        ane_surface_release(f->entries[i].file);
-    }
-    ane_free(f->entries);
+    for (size_t i = 0; i < BUCKETS; i++)
+        for (entry *e = f->buckets[i], *next; e; e = next) {
+            next = e->next;
+            ane_free(e->path);
+            ane_surface_release(e->file);
+            ane_free(e);
+        }
     ane_free(f);
 }
 
@@ -54,7 +58,8 @@ static ane_status map_file(const char *path, ane_surface **out, ane_error *err) 
     ane_status st = ANE_OK;
     mapping *m = NULL;
     struct stat info;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* O_NONBLOCK: a FIFO in the place of a weight file must not hang. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return ane_fail_os(err, errno, "cannot open weight file '%s'", path);
     if (fstat(fd, &info)) {
         st = ane_fail_os(err, errno, "cannot examine weight file '%s'", path);
@@ -125,30 +130,36 @@ static ane_status open_file(const ane_weight_files *f, const char *path, ane_sur
     return st ? st : map_file(full, out, err);
 }
 
+static unsigned bucket_of(const char *path) {
+    uint32_t h = 2166136261u;
+    for (; *path; path++) h = (h ^ (unsigned char)*path) * 16777619u;
+    return (h ^ h >> 16) % BUCKETS;
+}
+
 static ane_status find_file(ane_weight_files *f, const char *path, ane_surface **out,
                             ane_error *err) {
-    for (size_t i = f->n; i-- > 0;)
-        if (!strcmp(f->entries[i].path, path)) {
-            *out = f->entries[i].file;
+    entry **head = &f->buckets[bucket_of(path)];
+    for (entry *e = *head; e; e = e->next)
+        if (!strcmp(e->path, path)) {
+            *out = e->file;
             return ANE_OK;
         }
-    if (f->n == f->cap) {
-        size_t cap = f->cap ? 2 * f->cap : 4;
-        entry *e = ane_realloc(f->entries, cap * sizeof *e);
-        if (!e) return ane_fail(err, ANE_ERR_NOMEM, "out of memory");
-        f->entries = e;
-        f->cap = cap;
+    ane_status st;
+    entry *e = ane_calloc(1, sizeof *e);
+    if (!e || !(e->path = ane_strdup(path))) {
+        ane_free(e);
+        return ane_fail(err, ANE_ERR_NOMEM, "out of memory");
     }
-    entry e = {.path = ane_strdup(path)};
-    if (!e.path) return ane_fail(err, ANE_ERR_NOMEM, "out of memory");
-    ane_status st = open_file(f, path, &e.file, err);
+    st = open_file(f, path, &e->file, err);
     bool absent = st == ANE_ERR_NOT_FOUND || st == ANE_ERR_OS;
     if (st && !(absent && f->opts && f->opts->allow_missing_weights)) {
-        ane_free(e.path);
+        ane_free(e->path);
+        ane_free(e);
         return st;
     }
-    f->entries[f->n++] = e;
-    *out = e.file;
+    e->next = *head;
+    *head = e;
+    *out = e->file;
     return ANE_OK;
 }
 
@@ -158,33 +169,41 @@ ane_status ane_weight_files_const(ane_weight_files *f, ane_program *p, const ane
     ane_surface *file = NULL;
     ane_blob blob = {0};
     int64_t count = type->kind == ANE_T_TENSOR ? ane_type_count(type) : -1;
-    if (count < 0)
+    if (count < 0 || !ane_blob_code(type->dtype)) {
+        char text[ANE_TYPE_TEXT];
         return ane_fail(err, ANE_ERR_INVALID,
-                        "a weight file holds tensors of known shape only");
+                        "a weight file cannot hold a constant of type %s",
+                        ane_type_text(type, text, sizeof text));
+    }
     ane_status st = find_file(f, path, &file, err);
     if (st) return st;
-    const ane_const absent = {.type = type}, *c = &absent;
-    if (file) {
-        st = ane_blob_view(file, offset, type->dtype, (uint64_t)count, 0, &blob, err);
-        if (st) {
-            ane_error_prefix(err, "weight file '%.200s': ", path);
-            return st;
-        }
-        c = ane_const_view(p, type, file, blob.offset, blob.bytes, err);
-        if (!c) return err && err->status ? err->status : ANE_ERR_NOMEM;
+    if (!file) {
+        *out = ane_const_blob(p, type, NULL, 0, 0, path, offset, err);
+        return *out ? ANE_OK : ANE_ERR_NOMEM;
     }
-    ane_const *mine = ane_arena_alloc(p->arena, sizeof *mine);
-    char *kept = ane_arena_strndup(p->arena, path, strlen(path));
-    if (!mine || !kept) return ane_fail(err, ANE_ERR_NOMEM, "out of memory");
-    *mine = *c;
-    mine->blob_path = kept;
-    mine->blob_offset = offset;
+    st = ane_blob_view(file, offset, type->dtype, (uint64_t)count, 0, &blob, err);
+    if (st) {
+        ane_error_prefix(err, "weight file '%.200s': ", path);
+        return st;
+    }
+    size_t size = ane_dtype_size(type->dtype);
+    const char *data = (const char *)ane_surface_base(file) + blob.offset;
+    ane_surface *copy = NULL;
+    if (size && (uintptr_t)data % size) {
+        /* An unaligned record: kernels read whole elements, so it is moved once. */
+        st = ane_surface_create(ANE_MEM_HEAP, blob.bytes, NULL, &copy, err);
+        if (st) return st;
+        memcpy(ane_surface_base(copy), data, blob.bytes);
+    }
+    *out = ane_const_blob(p, type, copy ? copy : file, copy ? 0 : blob.offset, blob.bytes, path,
+                          offset, err);
+    ane_surface_release(copy);
+    if (!*out) return ANE_ERR_NOMEM;
     if (blob.deviations) {
         char text[400];
         ane_blob_deviations(blob.deviations, text, sizeof text);
         ane_program_warn(p, line, column, "weight file '%.200s', record at %llu: %s", path,
                          (unsigned long long)offset, text);
     }
-    *out = mine;
     return ANE_OK;
 }

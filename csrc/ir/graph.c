@@ -2,6 +2,7 @@
 #include "impl.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -184,6 +185,16 @@ bool ane__visible(const ane_value *v, const ane_block *b, const ane_op *before) 
     return !v->def || !before || v->def->order < before->order;
 }
 
+/* A const written in place that becomes an output needs a name. */
+static ane_status uninline(ane_value *v, ane_error *err) {
+    char name[64];
+    if (!v->def || !v->def->inlined) return ANE_OK;
+    snprintf(name, sizeof name, "const_%u", (unsigned)v->id);
+    for (unsigned k = 2; ane__names_get(ane__function_of(v)->names, name); k++)
+        snprintf(name, sizeof name, "const_%u_%u", (unsigned)v->id, k);
+    return ane_value_rename(v, name, err);
+}
+
 ane_status ane_block_set_outputs(ane_block *b, ane_value *const *v, int n, ane_error *err) {
     ane_program *p = b->function->program;
     for (int i = 0; i < n; i++)
@@ -192,6 +203,10 @@ ane_status ane_block_set_outputs(ane_block *b, ane_value *const *v, int n, ane_e
                             "output %d: \"%.80s\" is not defined in this block", i, v[i]->name);
     ane_value **copy = ane_arena_alloc(p->arena, (size_t)n * sizeof *copy);
     if (!copy) return ane__nomem(err);
+    for (int i = 0; i < n; i++) {
+        ane_status st = uninline(v[i], err);
+        if (st) return st;
+    }
     for (int i = 0; i < n; i++) {
         copy[i] = v[i];
         copy[i]->uses++;
@@ -338,6 +353,8 @@ ane_status ane_value_replace(ane_value *from, ane_value *to, ane_error *err) {
         return ane_fail(err, ANE_ERR_INVALID,
                         "replace: \"%.80s\" is defined after a use of \"%.80s\"", to->name,
                         from->name);
+    ane_status st = uninline(to, err);
+    if (st) return st;
     replace_in(from->block, from->def ? from->def->next : from->block->first, from, to);
     f->program->generation++;
     return ANE_OK;

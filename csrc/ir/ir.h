@@ -266,6 +266,10 @@ ane_status ane_function_specialize(const ane_function *f, const ane_type *const 
                                    ane_program **out, ane_error *err);
 ane_status ane_program_clone(const ane_program *p, ane_program **out, ane_error *err);
 
+/* The same functions, statement for statement: what prints to the same text. Versions may
+ * differ (they only say how types are spelled), and so may the places in a file. */
+bool ane_program_same(const ane_program *a, const ane_program *b);
+
 /* Structural check of everything; run after parsing and, in debug, after each pass. */
 ane_status ane_program_verify(const ane_program *p, ane_error *err);
 

@@ -2,7 +2,7 @@
  * knows what was expected; elements go straight to their packed bytes. */
 #include "parse.h"
 
-#include "number.h"
+#include "../ir/number.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -508,7 +508,8 @@ static ane_status parse_blobfile(ane_parser *ps, const ane_type *t, const ane_co
         }
     }
     if ((st = ane__parse_close(ps, ')', &open, NULL))) return st;
-    return ane__parse_blob(ps, &at, t, path, offset, out);
+    return ane__parse_at(ps, &at, ane_weight_files_const(ps->files, ps->p, t, path, offset,
+                                                         at.line, at.column, out, ps->err));
 }
 
 #define MAX_LITERAL_DEPTH 32

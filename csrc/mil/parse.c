@@ -691,13 +691,15 @@ ane_status ane_program_parse(const char *text, size_t n, const ane_parse_options
     ps->err = err ? err : &local;
     ps->tmp = ane_arena_create();
     ane__lex_init(&ps->lx, text, n, o.filename ? o.filename : "<mil>", ps->err);
-    ane_status st = ps->tmp ? parse_program(ps) : ane__parse_nomem(ps);
+    ane_status st = ps->tmp ? ane_weight_files_create(&o, &ps->files, ps->err)
+                            : ane__parse_nomem(ps);
+    if (!st) st = parse_program(ps);
     if (ps->p) ps->p->parsing = false;
     if (!st) {
         st = ane_program_verify(ps->p, ps->err);
         ANE_ASSERT(!st || st == ANE_ERR_NOMEM);
     }
-    ane__parse_blobs_close(ps);
+    ane_weight_files_destroy(ps->files);
     ane_arena_destroy(ps->tmp);
     ane_free(ps->data);
     if (st) ane_program_release(ps->p);

@@ -1,19 +1,12 @@
-/* What the parser's files share: statements (parse.c), literals (literal.c), weight files
- * (blobs.c). The public entry is ane_program_parse. */
+/* What the parser's files share: statements (parse.c) and literals (literal.c). The public
+ * entry is ane_program_parse. */
 #ifndef ANE_MIL_PARSE_H
 #define ANE_MIL_PARSE_H
 
+#include "../ir/blobfile.h"
 #include "../ir/ir.h"
 #include "../ir/ops.h"
 #include "lex.h"
-
-/* Weight files opened so far, by path; bounded work per lookup by hashing. */
-typedef struct ane_blob_file {
-    struct ane_blob_file *next;
-    const char *path;
-    ane_surface *surface;
-} ane_blob_file;
-#define ANE_BLOB_BUCKETS 1024
 
 typedef struct ane_parser {
     ane_lexer lx;
@@ -27,7 +20,7 @@ typedef struct ane_parser {
     char op[96];                        /* "matmul 'y': " while inside a statement */
     unsigned char *data;                /* elements of the literal being read */
     size_t data_n, data_cap;
-    ane_blob_file *files[ANE_BLOB_BUCKETS];
+    ane_weight_files *files;
     struct ane_string_set *op_names;    /* `name` attributes of the function */
 } ane_parser;
 
@@ -58,10 +51,5 @@ ane_status ane__parse_typed(ane_parser *ps, const ane_const **out);
 /* One bare number, bool or string as a scalar of this dtype. */
 ane_status ane__parse_scalar(ane_parser *ps, const ane_token *t, ane_dtype dtype,
                              const ane_const **out);
-
-/* blobs.c: the constant of a BLOBFILE, `at` for messages. */
-ane_status ane__parse_blob(ane_parser *ps, const ane_token *at, const ane_type *type,
-                           const char *path, uint64_t offset, const ane_const **out);
-void ane__parse_blobs_close(ane_parser *ps);
 
 #endif

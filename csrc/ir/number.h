@@ -1,7 +1,7 @@
 /* Numbers of the text to element bits: one rounding from the exact value, to nearest even,
  * in integer arithmetic only (no locale, no rounding mode, no double rounding). */
-#ifndef ANE_MIL_NUMBER_H
-#define ANE_MIL_NUMBER_H
+#ifndef ANE_IR_NUMBER_H
+#define ANE_IR_NUMBER_H
 
 #include "../base/status.h"
 
