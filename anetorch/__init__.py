@@ -6,7 +6,7 @@ from anetorch._installed import built as _built
 __path__ = _built(__path__, "_core*.so")     # a clone uses the installed _core
 
 from anetorch import _core
-from anetorch._core import Tensor
+from anetorch._core import Tensor, gqa_reduce, gqa_tile, to_fp16, to_fp32
 from anetorch.runtime import (
     Device,
     Difference,

@@ -359,6 +359,26 @@ ANE_API ane_status ane_isa_check(ane_error *err);
 ANE_API void ane_f32_to_f16(uint16_t *dst, const float *src, size_t n);
 ANE_API void ane_f16_to_f32(float *dst, const uint16_t *src, size_t n);
 
+/* Surface I/O in the engine's layout [1, C, 1, S]: t is a contiguous fp16 tensor seen as flat
+ * elements, (c, s) at c*S + s; host arrays are fp32 [C, S]; channel offsets count channels of
+ * S elements. Everything is checked against t; the surface is locked meanwhile.
+ *
+ * write/read convert `channels` channels from `channel` on. copy moves fp16 bits between two
+ * tensors (or inside one, overlap allowed). write_dyn packs a dynamic matmul's input: row d
+ * of pitch S+OC is act[d, :] then w[d, :], act [IC, S], w [IC, OC]. read_dyn reads its
+ * result [OC, S]. */
+ANE_API ane_status ane_io_write(const ane_tensor *t, size_t channel, const float *x,
+                                size_t channels, size_t s, ane_error *err);
+ANE_API ane_status ane_io_read(const ane_tensor *t, size_t channel, float *out,
+                               size_t channels, size_t s, ane_error *err);
+ANE_API ane_status ane_io_copy(const ane_tensor *dst, size_t dst_channel,
+                               const ane_tensor *src, size_t src_channel, size_t channels,
+                               size_t s, ane_error *err);
+ANE_API ane_status ane_io_write_dyn(const ane_tensor *t, const float *act, size_t ic, size_t s,
+                                    const float *w, size_t oc, ane_error *err);
+ANE_API ane_status ane_io_read_dyn(const ane_tensor *t, float *out, size_t oc, size_t s,
+                                   ane_error *err);
+
 /* Grouped-query attention, f32 [heads*head_dim, seq]. Query head h uses KV head
  * h / (heads/kv_heads). tile copies, reduce sums (its adjoint). out must not overlap in. */
 ANE_API ane_status ane_gqa_tile(float *out, const float *in, size_t heads, size_t kv_heads,

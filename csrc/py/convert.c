@@ -360,8 +360,3 @@ int ane_py_set_item(const ane_tensor *t, void *at, PyObject *value) {
     }
     return 0;
 }
-
-int ane_py_add_convert(PyObject *module, ane_py_state *st) {
-    (void)module, (void)st;
-    return 0;
-}
