@@ -48,6 +48,8 @@ def built(path: list[str], wanted: str) -> list[str]:
     source = _TOP.parent
     remedy = f"run `pip install .` in {source}"
     other = _installed()
+    if other is None and here != _TOP:
+        return path                             # anetorch itself is built: nothing is missing
     if other is None:
         raise ImportError(f"anetorch in {source} is not built and no built one is installed: {remedy}")
     header = source / "csrc" / "ane.h"
