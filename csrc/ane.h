@@ -387,6 +387,74 @@ ANE_API ane_status ane_gqa_reduce(float *out, const float *in, size_t heads,
                                   size_t kv_heads, size_t head_dim, size_t seq,
                                   ane_error *err);
 
+/* ------------------------------------------------------------------ weight files */
+
+/* safetensors, a raw file with a JSON manifest, an index of safetensors shards, or GGUF:
+ * mapped read-only, every entry checked against the file when it is opened. */
+typedef struct ane_weight_file ane_weight_file;
+
+typedef struct ane_weight_entry {
+    const char *name, *type;            /* type as the file calls it; live with the file */
+    ane_dtype dtype;                    /* of the tensor; ANE_DTYPE_COUNT: not supported */
+    int rank;
+    int64_t shape[ANE_MAX_RANK];
+    size_t file, offset, bytes;         /* which mapped file, and where in it */
+} ane_weight_entry;
+
+/* manifest: path of the JSON manifest of a raw file, or NULL to go by the contents. */
+ANE_API ane_status ane_weight_open(const char *path, const char *manifest,
+                                   ane_weight_file **out, ane_error *err);
+ANE_API ane_weight_file *ane_weight_retain(ane_weight_file *f);
+ANE_API void ane_weight_release(ane_weight_file *f);
+ANE_API const char *ane_weight_path(const ane_weight_file *f);
+ANE_API const char *ane_weight_format(const ane_weight_file *f);
+ANE_API size_t ane_weight_count(const ane_weight_file *f);
+ANE_API bool ane_weight_find(const ane_weight_file *f, const char *name, size_t *index);
+ANE_API void ane_weight_info(const ane_weight_file *f, size_t i, ane_weight_entry *out);
+/* False past the last pair. */
+ANE_API bool ane_weight_metadata(const ane_weight_file *f, size_t i, const char **key,
+                                 const char **value);
+ANE_API size_t ane_weight_file_count(const ane_weight_file *f);         /* mapped files */
+ANE_API const char *ane_weight_file_path(const ane_weight_file *f, size_t file);
+ANE_API size_t ane_weight_file_bytes(const ane_weight_file *f, size_t file);
+/* The entry's file still has the bytes that were mapped: not cut, written or replaced. */
+ANE_API ane_status ane_weight_check(const ane_weight_file *f, size_t i, ane_error *err);
+/* A view without a copy; quantized (GGUF) and misaligned entries are copied. The caller
+ * owns one reference of out->surface, which keeps the mapping. */
+ANE_API ane_status ane_weight_get(const ane_weight_file *f, size_t i, ane_tensor *out,
+                                  ane_error *err);
+/* One read-only surface over a whole mapped file, rounded up to 16 KiB of readable bytes;
+ * entry i is at its offset in it. */
+ANE_API ane_status ane_weight_surface(const ane_weight_file *f, size_t file,
+                                      ane_surface **out, ane_error *err);
+/* Opt-in SIGBUS handler: where a mapped file was cut, code that is not ours reads zeros,
+ * and the next call of ours raises. Off by default; process-wide. */
+ANE_API ane_status ane_weight_guard(bool on, ane_error *err);
+
+/* Writing safetensors: streaming, atomic. Entries are laid out by alignment, then name;
+ * the payload starts at a multiple of 16 KiB; equal contents are equal bytes. */
+typedef struct ane_weight_writer ane_weight_writer;
+
+typedef struct ane_weight_spec {
+    const char *name;
+    ane_dtype dtype;
+    int rank;
+    int64_t shape[ANE_MAX_RANK];
+} ane_weight_spec;
+
+/* metadata: n_metadata pairs of key and value. Nothing is visible at path before commit. */
+ANE_API ane_status ane_weight_writer_create(const char *path, const ane_weight_spec *specs,
+                                            size_t n, const char *const (*metadata)[2],
+                                            size_t n_metadata, ane_weight_writer **out,
+                                            ane_error *err);
+/* Appends to the bytes of entry i (as in specs), in any order of entries. */
+ANE_API ane_status ane_weight_writer_append(ane_weight_writer *w, size_t i,
+                                            const void *data, size_t bytes, ane_error *err);
+/* fsync, rename over path, fsync the folder. Fails when an entry is not complete. */
+ANE_API ane_status ane_weight_writer_commit(ane_weight_writer *w, ane_error *err);
+/* Removes the temporary file unless committed; NULL is fine. */
+ANE_API void ane_weight_writer_destroy(ane_weight_writer *w);
+
 /* ------------------------------------------------------------------ weight blobs */
 
 /* One-record weight files (128-byte header, then the payload; the text names them with
