@@ -20,7 +20,7 @@ typedef struct ane_py_state {
     PyTypeObject *tensor_type, *map_type;
     PyTypeObject *program_type;
     PyTypeObject *kernel_type, *request_type, *pipeline_type;
-    PyTypeObject *weight_file_type, *weight_buffer_type;
+    PyTypeObject *weight_file_type, *weight_buffer_type, *weight_writer_type;
 } ane_py_state;
 
 ane_py_state *ane_py_state_of(PyObject *module);
