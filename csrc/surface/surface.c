@@ -326,8 +326,8 @@ void ane_surface_validate(ane_surface *s, size_t offset, size_t bytes) {
 ane_status ane_surface_check(const ane_surface *cs, size_t offset, size_t bytes,
                              ane_error *err) {
     ane_surface *s = (ane_surface *)cs;
-    if (!atomic_load_explicit(&s->any_invalid, memory_order_acquire)) return ANE_OK;
-    ane_status st = ANE_OK;
+    ane_status st = s->check ? s->check(s->release_arg, offset, bytes, err) : ANE_OK;
+    if (st || !atomic_load_explicit(&s->any_invalid, memory_order_acquire)) return st;
     ane_mutex_lock(&s->mutex);
     size_t end = range_end(s, offset, bytes);
     for (size_t i = 0; i < s->n_invalid && !st; i++) {

@@ -44,6 +44,9 @@ struct ane_surface {
     void *handle;                   /* segment, or IOSurfaceRef */
     void (*release)(void *arg);     /* external */
     void *release_arg;
+    /* external, may be NULL: is the memory behind these bytes still what was wrapped? Asked
+     * by every ane_surface_check, with release_arg. */
+    ane_status (*check)(void *arg, size_t offset, size_t bytes, ane_error *err);
     struct ane_surface_pool *pool;  /* where the last release puts it; NULL: destroy */
     ane_surface *next_free;         /* in a pool's list */
 };

@@ -79,6 +79,17 @@ const ane_weight *ane__weight_find(const ane_weight_file *f, const char *name) {
     return NULL;
 }
 
+const char *ane__weight_at(const ane_weight_file *f, unsigned shard, size_t offset,
+                           size_t bytes) {
+    for (size_t i = 0; i < f->n; i++) {
+        const ane_weight *w = &f->entries[i];
+        if (w->shard == shard && w->bytes &&
+            (w->offset < offset ? offset - w->offset < w->bytes : w->offset - offset < bytes))
+            return w->name;
+    }
+    return NULL;
+}
+
 static void destroy(ane_weight_file *f) {
     for (size_t i = 0; i < f->n_shards; i++) ane_mapping_release(f->shards[i]);
     ane_free(f->shards);
@@ -318,7 +329,7 @@ ane_status ane_weight_check(const ane_weight_file *f, size_t i, ane_error *err) 
 ane_status ane_weight_surface(const ane_weight_file *f, size_t i, ane_surface **out,
                               ane_error *err) {
     ane_status st = ane_mapping_check(f->shards[i], NULL, err);
-    return st ? st : ane_mapping_surface(f->shards[i], true, out, err);
+    return st ? st : ane__weight_wrap(f, (unsigned)i, true, out, err);
 }
 
 /* ---------------------------------------------------------------- tensors */
@@ -375,7 +386,7 @@ ane_status ane_weight_get(const ane_weight_file *f, size_t i, ane_tensor *out,
         /* It may have been cut under the copy (with the handler of guard.c). */
         if (!st && (st = ane_mapping_check(m, w->name, err))) ane_surface_release(s);
     } else {
-        st = ane_mapping_surface(m, false, &s, err);
+        st = ane__weight_wrap(f, w->shard, false, &s, err);
     }
     if (st) return st;
     if ((st = ane_tensor_init(out, s, offset, w->dtype, w->rank, w->shape, err)))

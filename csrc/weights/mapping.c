@@ -10,6 +10,8 @@
  * only the opt-in handler of guard.c survives. */
 #include "mapping.h"
 
+#include "../surface/surface.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -172,21 +174,56 @@ ane_status ane_mapping_check(const ane_mapping *m, const char *what, ane_error *
     return ANE_OK;
 }
 
-static void release(void *arg) { ane_mapping_release(arg); }
+/* ---------------------------------------------------------------- surfaces */
 
-ane_status ane_mapping_surface(ane_mapping *m, bool rounded, ane_surface **out,
-                               ane_error *err) {
-    ane_mapping_retain(m);
-    ane_status st = ane_surface_wrap(m->base, rounded ? m->rounded : m->bytes, true, release,
-                                     m, out, err);
-    if (st) ane_mapping_release(m);
+/* What a surface over a mapping holds: the mapping, and for names the file it is part of. */
+typedef struct view {
+    ane_mapping *mapping;
+    ane_weight_file *file;      /* NULL: none */
+    unsigned shard;
+} view;
+
+static void view_release(void *arg) {
+    view *v = arg;
+    ane_mapping_release(v->mapping);
+    ane_weight_release(v->file);
+    ane_free(v);
+}
+
+static ane_status view_check(void *arg, size_t offset, size_t bytes, ane_error *err) {
+    const view *v = arg;
+    if (!ane_mapping_check(v->mapping, NULL, NULL)) return ANE_OK;
+    /* Only now, as it takes a search: whose bytes are they? */
+    return ane_mapping_check(v->mapping,
+                             v->file ? ane__weight_at(v->file, v->shard, offset, bytes) : NULL,
+                             err);
+}
+
+static ane_status wrap(ane_mapping *m, ane_weight_file *f, unsigned shard, bool rounded,
+                       ane_surface **out, ane_error *err) {
+    view *v = ane_malloc(sizeof *v);
+    if (!v) return ane__weight_no_memory(m->path, err);
+    *v = (view){ane_mapping_retain(m), ane_weight_retain(f), shard};
+    ane_status st = ane_surface_wrap(m->base, rounded ? m->rounded : m->bytes, true,
+                                     view_release, v, out, err);
+    if (st) view_release(v);
+    else (*out)->check = view_check;
     return st;
+}
+
+ane_status ane_mapping_surface(ane_mapping *m, ane_surface **out, ane_error *err) {
+    return wrap(m, NULL, 0, false, out, err);
+}
+
+ane_status ane__weight_wrap(const ane_weight_file *f, unsigned shard, bool rounded,
+                            ane_surface **out, ane_error *err) {
+    return wrap(f->shards[shard], (ane_weight_file *)f, shard, rounded, out, err);
 }
 
 ane_status ane_mapping_file(const char *path, ane_surface **out, ane_error *err) {
     ane_mapping *m = NULL;
     ane_status st = ane_mapping_open(path, &m, err);
-    if (!st) st = ane_mapping_surface(m, false, out, err);
+    if (!st) st = ane_mapping_surface(m, out, err);
     ane_mapping_release(m);
     return st;
 }

@@ -26,9 +26,9 @@ const char *ane_mapping_path(const ane_mapping *m);
 /* The file still has the bytes that were mapped: not cut, rewritten or replaced. what (a
  * tensor's name, or NULL) is put into the message. */
 ane_status ane_mapping_check(const ane_mapping *m, const char *what, ane_error *err);
-/* A read-only surface over the file's bytes, or the rounded ones; it retains the mapping. */
-ane_status ane_mapping_surface(ane_mapping *m, bool rounded, ane_surface **out,
-                               ane_error *err);
+/* A read-only surface over the file's bytes. It retains the mapping, and every
+ * ane_surface_check of it does ane_mapping_check. */
+ane_status ane_mapping_surface(ane_mapping *m, ane_surface **out, ane_error *err);
 /* Both steps: a file as a surface, for whoever needs one (BLOBFILE, token files). */
 ane_status ane_mapping_file(const char *path, ane_surface **out, ane_error *err);
 
@@ -76,6 +76,13 @@ bool ane__weight_add_meta(ane_weight_file *f, const char *key, const char *value
 /* Sorts by name; fails on a name that is there twice. */
 ane_status ane__weight_sort(ane_weight_file *f, ane_error *err);
 const ane_weight *ane__weight_find(const ane_weight_file *f, const char *name);
+/* The name of the first entry that has bytes in the range; NULL: none. */
+const char *ane__weight_at(const ane_weight_file *f, unsigned shard, size_t offset,
+                           size_t bytes);
+/* mapping.c: a surface over one shard, exact or rounded, whose check names the tensor. It
+ * retains the file. */
+ane_status ane__weight_wrap(const ane_weight_file *f, unsigned shard, bool rounded,
+                            ane_surface **out, ane_error *err);
 ane_status ane__weight_no_memory(const char *path, ane_error *err);
 
 /* Each reads the header in f->shards[shard] and adds entries (not yet sorted). The bytes
