@@ -36,7 +36,7 @@ SYSTEM_DENIED = re.compile(r"Python\.h|numpy/|Foundation/|CoreFoundation/|IOSurf
 ORDER = [
     ["_installed"],
     ["_core", "env", "dtypes"],
-    ["surface_io", "images", "sharing"],
+    ["surface_io", "images", "sharing", "weights"],
     ["mil.ops", "mil.builder", "mil.graph", "mil", "mil."],
     ["coreml"],
     ["runtime"],
