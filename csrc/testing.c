@@ -2,6 +2,7 @@
 
 #include "base/mem.h"
 #include "base/sync.h"
+#include "ir/ops.h"
 #include "kernels/kernels.h"
 #include "program.h"
 
@@ -12,6 +13,9 @@
     X(ane_kernels_count) X(ane_kernels_at) X(ane_kernels_get) X(ane_gemm_with)         \
     X(ane_gemm_pack_with) X(ane_gemm_pack_bytes_with) X(ane_gemm_name)                 \
     X(ane_gemm_scratch) X(ane_convert_with) X(ane_parallel_for) X(ane_worker_index)    \
+    /* ir: the op table and the reference evaluator */                                 \
+    X(ane_op_row_count) X(ane_op_row_at) X(ane_program_function) X(ane_rt_tensor)      \
+    X(ane_rt_release) X(ane_rt_round) X(ane_function_eval)                             \
     /* the rest */                                                                     \
     X(ane_mem_fail_after)                                                              \
     X(ane_shadow_create)                                                               \

@@ -6,14 +6,14 @@
  *     OP(name, opset, "parameters", "results", infer, eval, "one-line documentation")
  *
  * opset is 15..18; the row that applies is the newest one not newer than the function's.
- * A second row of a name repeats the whole row with what changed. `infer` and `eval` are
- * function names (infer_x, eval_x), NULL where there is none.
+ * A second row of a name repeats the whole row with what changed and stands right after the
+ * first. `infer` and `eval` name ane__infer_<infer> and ane__eval_<eval>; eval `none`: NULL.
  *
  * parameters: comma list of   name ":" ["c "] type [suffix]
  *     c          must be a constant
- *     type       a dtype set or dtype:  F FI FIB A AN IX  i32 bool str u8 ... any,
- *                or a type variable with its set at first use: T<FI>, later T.
- *                `list`, `state` and `block` name the other kinds.
+ *     type       a dtype set or dtype:  F FI FIB A AN IX  i32 bool str u8 ... or several
+ *                joined by '|' (F|u8), or a type variable with its set at first use:
+ *                T<FI>, later T. `any`, `list` and `state` name the other kinds.
  *     suffix     "[]" rank 1 (a scalar is accepted as one element); "..." tuple of any
  *                number; "?" optional, absent by default; "=literal" optional with this
  *                default (int, float, true/false, "string").
@@ -132,8 +132,9 @@ struct ane_eval {
     ane_rt **out;                       /* out[result]: filled through ane_eval_out */
     bool wide;                          /* floats are not rounded (double evaluation) */
     uint64_t *rng;                      /* state of the run's generator */
-    struct ane_walk *walk;              /* for ops with blocks */
     ane_error *err;
+    ane_status status;                  /* of the last failed helper */
+    ane_rt **defaults;                  /* per parameter: its default, made on demand */
 };
 
 ane_rt *ane_rt_tensor(ane_dtype dtype, int rank, const int64_t *shape); /* zeros; NULL */
@@ -143,7 +144,8 @@ ane_rt *ane_rt_from_const(const ane_const *c, ane_error *err);
 /* Rounds every element to the dtype's values (fp16, fp32, ints saturate, bool). */
 void ane_rt_round(ane_rt *r);
 
-/* First value of an argument, defaults included; NULL: absent. */
+/* First value of an argument, defaults included; NULL: absent. A float default takes the
+ * dtype of the op's first float operand: log's 1e-45 is 0 beside an fp16 x. */
 ane_rt *ane_eval_in(ane_eval *ev, const char *name);
 int ane_eval_in_n(ane_eval *ev, const char *name);
 ane_rt *ane_eval_in_at(ane_eval *ev, const char *name, int k);
@@ -153,7 +155,8 @@ int64_t ane_eval_i64(ane_eval *ev, const char *name, int64_t fallback);
 bool ane_eval_bool(ane_eval *ev, const char *name, bool fallback);
 const char *ane_eval_str(ane_eval *ev, const char *name, const char *fallback);
 int ane_eval_ints(ane_eval *ev, const char *name, int64_t *out, int max);
-/* Makes result i: dtype of the op's declared result, this shape; zeros. NULL: *err set. */
+/* Makes result i: dtype of the op's declared result, this shape; zeros. NULL: *err set and
+ * the status in ev->status. The shape must fit the declared type. */
 ane_rt *ane_eval_out(ane_eval *ev, int i, int rank, const int64_t *shape);
 /* With the declared (static) type's own shape. */
 ane_rt *ane_eval_out_declared(ane_eval *ev, int i);
@@ -163,7 +166,7 @@ ane_status ane_eval_fail(ane_eval *ev, ane_status st, const char *fmt, ...)
     ANE_PRINTF(3, 4);
 
 /* Runs a function: args parallel to params; results parallel to body outputs, one
- * reference each. Rounds each op's float results to their dtype unless wide. States are
+ * reference each (NULL all round on failure). Nested blocks cost heap, not stack. Rounds each op's float results to their dtype unless wide. States are
  * passed as args and updated in place. trace, when not NULL, sees every value. */
 typedef struct ane_walk_options {
     bool wide;
@@ -174,10 +177,10 @@ typedef struct ane_walk_options {
 } ane_walk_options;
 ane_status ane_function_eval(const ane_function *f, ane_rt *const *args, ane_rt **results,
                              const ane_walk_options *opts, ane_error *err);
-/* Runs a nested block of ev->op (cond, while_loop). */
-ane_status ane_eval_block(ane_eval *ev, const ane_block *b, ane_rt *const *params,
-                          ane_rt **results);
-/* One op on its own: folding, the CPU device's fallback. */
+/* One op on its own: folding, the CPU device's fallback. in[param][k] parallel to op->args;
+ * out[result] one reference each. Results are rounded to their dtype unless wide; rng may
+ * be NULL. Ops with blocks are refused: ane_function_eval runs them. A state argument is
+ * updated in place. */
 ane_status ane_op_eval(const ane_op *op, ane_rt *const *const *in, ane_rt **out, bool wide,
                        uint64_t *rng, ane_error *err);
 
