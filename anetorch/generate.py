@@ -94,7 +94,7 @@ def generate(source: str | None, prompt: str, max_tokens: int = 256, temperature
         if found is None:
             raise InputError(f"[generate] {path} holds no checkpoint: give the folder that anetorch "
                              "train printed")
-        path = found[1]
+        path = found
     elif not path.exists():
         raise InputError(f"[generate] {path} does not exist: give the folder that anetorch train "
                          "printed")
@@ -102,8 +102,11 @@ def generate(source: str | None, prompt: str, max_tokens: int = 256, temperature
     text = prompt.encode(errors="surrogateescape") or b"\n"
     saved.vocab.encode(text)                        # complains before the model is made
     model = Model(saved.config, batch=1, seq=saved.training["options"]["seq"], training=False)
-    names = model.params.slots
-    model.params.load({n: saved.tensor(n, slot.shape) for n, slot in names.items()})
+    with saved.file as file:
+        try:
+            model.params.load({n: file.tensors[n] for n in model.params if n in file.tensors})
+        except ValueError as e:
+            raise InputError(f"[generate] {path} is of another model: {e}") from None
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     new = sample(model, saved.vocab, text, max_tokens, temperature, top_p, seed,
                  emit=lambda piece: emit(decoder.decode(piece)))

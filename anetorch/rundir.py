@@ -1,44 +1,42 @@
 """The folder of one training run: numbering, lock, checkpoints, metrics, loss curve.
 
     DIR/config.json                     the model, in Hugging Face's words
-    DIR/step-00000500.safetensors       weights and optimizer state; the newest two are kept
+    DIR/checkpoint-00000500.safetensors weights and optimizer state; the newest two are kept
     DIR/metrics.jsonl                   one JSON object a line
     DIR/loss.png                        with matplotlib
 
-What a checkpoint holds is train.py's business; how a file is written is checkpoint.py's.
+What a checkpoint holds is train.py's business; its name and writing are checkpoint.py's.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from anetorch import checkpoint
 from anetorch.env import InputError
 
 __all__ = ["RunFolder", "find_run", "newest_checkpoint", "numbered_folders"]
 
 RUNS = Path("anetorch-runs")            # below the working folder
-KEEP = 2                                # checkpoints
-_NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
-def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, file) of the checkpoints in a folder, oldest first."""
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint of a folder, or None; also where there is no folder."""
     try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted((int(m[1]), folder / n) for n in names if (m := _NAME.fullmatch(n)))
-
-
-def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """The last checkpoint of a folder, or None."""
-    return found[-1] if (found := checkpoints(folder)) else None
+        return checkpoint.newest(folder)
+    except NotADirectoryError:
+        return None
 
 
 def numbered_folders(runs: Path = RUNS) -> list[Path]:
@@ -55,7 +53,7 @@ def find_run(out: str | os.PathLike[str] | None) -> Path | None:
     that holds a checkpoint (None when there is none)."""
     if out is not None:
         return Path(out)
-    held = [p for p in numbered_folders() if checkpoints(p)]
+    held = [p for p in numbered_folders() if newest_checkpoint(p)]
     return held[-1] if held else None
 
 
@@ -85,7 +83,7 @@ class RunFolder:
         self._metrics: TextIO | None = None
         if not resume and not overwrite and (found := self.newest()):
             raise InputError(
-                f"[train] {self.path} holds a checkpoint (step {found[0]}): continue it with "
+                f"[train] {self.path} holds a checkpoint (step {step_of(found)}): continue it with "
                 "--resume, replace it with --overwrite, or give another --out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -139,40 +137,34 @@ class RunFolder:
 
     # -- checkpoints
 
-    def newest(self) -> tuple[int, Path] | None:
-        """(step, file) of the last checkpoint, or None."""
+    def newest(self) -> Path | None:
+        """The last checkpoint, or None."""
         return newest_checkpoint(self.path)
 
-    def checkpoint_path(self, step: int) -> Path:
-        """Where the checkpoint of ``step`` goes."""
-        return self.path / f"step-{step:08d}.safetensors"
-
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Lets ``write`` make the checkpoint of ``step`` and then drops all but the newest
-        two. An OSError says which checkpoint is still there."""
-        path = self.checkpoint_path(step)
+    def save(self, step: int, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
+        """Writes the checkpoint of ``step``; the newest two are kept. An OSError (a full disk)
+        says which one is still there."""
         try:
-            write(path)
+            return checkpoint.save(self.path, step, tensors, meta)
         except OSError as e:
             held = self.newest()
-            still = f"the checkpoint of step {held[0]} is intact" if held else "none was written"
-            raise OSError(e.errno, f"{e.strerror or e} ({still}): make room, then continue with "
-                                   f"--resume --out {self.path}", str(path)) from None
-        for _, old in checkpoints(self.path)[:-KEEP]:
-            old.unlink(missing_ok=True)
-        return path
+            still = f"the checkpoint of step {step_of(held)} is intact" if held else "none was written"
+            raise OSError(e.errno, f"checkpoint of step {step}: {os.strerror(e.errno or 0)} ({still}): "
+                          f"make room, then continue with --resume --out {self.path}",
+                          str(self.path)) from None
 
     def clear(self) -> None:
         """Removes what an earlier run left: checkpoints, metrics, loss curve."""
-        for _, path in checkpoints(self.path):
+        for path in checkpoint.checkpoints(self.path):
             path.unlink(missing_ok=True)
         for name in ("metrics.jsonl", "loss.png"):
             (self.path / name).unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        """Removes temporary files of a run that was killed while writing."""
-        for path in self.path.glob(".*.tmp*"):
-            path.unlink(missing_ok=True)
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces a small file as a whole."""
+        tmp = self.path / f".{name}.tmp"
+        tmp.write_bytes(data)
+        os.replace(tmp, self.path / name)
 
     # -- metrics
 
@@ -192,10 +184,7 @@ class RunFolder:
         """Opens the metrics for writing and forgets lines later than ``step``: the steps
         that a killed run made after its last checkpoint are made again."""
         kept = [m for m in self.read_metrics() if m.get("step", 0) <= step]
-        tmp = self.path / ".metrics.tmp"
-        with open(tmp, "w", encoding="utf-8") as f:
-            f.writelines(json.dumps(m) + "\n" for m in kept)
-        os.replace(tmp, self.path / "metrics.jsonl")
+        self.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept).encode())
         self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
     def log(self, **values: Any) -> None:
@@ -230,8 +219,8 @@ class RunFolder:
         axes.set(xlabel="step", ylabel="nats per byte")
         axes.legend()
         figure.tight_layout()
-        tmp = self.path / ".loss.tmp.png"
-        figure.savefig(tmp)
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
         pyplot.close(figure)
-        os.replace(tmp, self.path / "loss.png")
+        self.write("loss.png", image.getvalue())
         return f"loss curve: {self.path / 'loss.png'}"

@@ -18,11 +18,8 @@ from anetorch.data import Vocabulary
 from anetorch.env import InputError
 from anetorch.nn.config import PRESETS, Config
 
-__all__ = ["FORMAT", "Options", "SavedState", "load_state", "make_config", "memory_needed",
+__all__ = ["Options", "SavedState", "load_state", "make_config", "memory_needed",
            "resolve_config"]
-
-FORMAT = 1                      # of a checkpoint's metadata
-
 
 # ---------------------------------------------------------------- what the user asks for
 
@@ -126,57 +123,42 @@ def memory_needed(config: Config, batch: int, seq: int) -> int:
 
 @dataclass(frozen=True)
 class SavedState:
-    """A checkpoint that has been checked: tensors by name, the model's config, the
-    vocabulary, counters and options of the training."""
+    """A checkpoint that was opened and understood: the file, the model's config, the
+    vocabulary, and counters and options of the training."""
 
-    path: Path
-    tensors: Mapping[str, Any]
+    file: checkpoint.Checkpoint
     config: Config
     vocab: Vocabulary
     training: dict[str, Any]
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> Any:
-        """One tensor, checked to be there, of this shape and fp32."""
-        what = f"[checkpoint] {self.path}"
-        if name not in self.tensors:
-            raise InputError(f"{what} has no {name}: restore the file, or remove it to fall back "
-                             "to an earlier one")
-        t = self.tensors[name]
-        if tuple(t.shape) != shape or t.dtype != "float32":
-            raise InputError(f"{what}: {name} is {t.dtype} {list(t.shape)}, expected float32 "
-                             f"{list(shape)}: it belongs to another model")
-        return t
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.file.path
 
 
 def load_state(path: Path) -> SavedState:
-    """Opens a checkpoint and checks that it is whole: names, shapes, format.
+    """Opens a checkpoint of a training run.
 
-    Raises InputError for one that is damaged, cut short or of a newer format.
+    Raises InputError for one that is damaged, cut short, of a newer format or not ours.
     """
-    what = f"[checkpoint] {path}"
     remedy = "restore the file, or remove it to fall back to an earlier one"
     try:
-        tensors, meta = checkpoint.load(path)
-    except (OSError, ValueError, SyntaxError) as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else e
-        raise InputError(f"{what} cannot be read: {reason}: {remedy}") from None
+        file = checkpoint.load(path)
+    except OSError as e:
+        raise InputError(f"[checkpoint] {path} cannot be read: {e.strerror or e}") from None
+    except checkpoint.CheckpointError as e:
+        raise InputError(f"[checkpoint] {path} cannot be read: {e}: {remedy}") from None
     try:
-        form = int(meta["anetorch_format"])
-        if form > FORMAT:
-            raise InputError(f"{what} is of format {form}, and this anetorch reads up to {FORMAT}: "
-                             "upgrade anetorch")
-        keys, training = json.loads(meta["config"]), json.loads(meta["training"])
-        config = Config.from_dict(keys)
+        training = file.meta["training"]
+        config = Config.from_dict(file.meta["config"])
         vocab = Vocabulary(bytes.fromhex(training["symbols"]), config.vocab_size)
-        for key, kind in (("step", int), ("updates", int), ("scale", float), ("good", int),
-                          ("corpus", str), ("options", dict)):
+        for key, kind in (("updates", int), ("scale", float), ("good", int), ("corpus", str),
+                          ("options", dict)):
             if not isinstance(training[key], kind):
-                raise ValueError(f"{key} is a {type(training[key]).__name__}")
-    except InputError:
-        raise
-    except KeyError as e:
-        raise InputError(f"{what} is no checkpoint of anetorch (no {e.args[0]!r}): {remedy}"
+                raise TypeError(f"{key} is of type {type(training[key]).__name__}")
+    except (KeyError, TypeError, ValueError) as e:
+        what = f"it has no {e.args[0]!r}" if isinstance(e, KeyError) else str(e)
+        raise InputError(f"[checkpoint] {path} is of no training run of anetorch ({what}): {remedy}"
                          ) from None
-    except (TypeError, ValueError) as e:
-        raise InputError(f"{what} is damaged ({e}): {remedy}") from None
-    return SavedState(path, tensors, config, vocab, training)
+    return SavedState(file, config, vocab, training)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from anetorch import _core, checkpoint
+from anetorch import _core
 from anetorch.data import (Corpus, Vocabulary, Windows, bigram_loss, default_corpus, read_corpus,
                            validation_windows)
 from anetorch.env import InputError, check_memory, gigabytes
@@ -32,7 +32,7 @@ from anetorch.nn.transformer import Config, Model
 from anetorch.optim import AdamW, LossScale, Schedule
 from anetorch.progress import Progress
 from anetorch.rundir import RunFolder, find_run, newest_checkpoint
-from anetorch.session import (FORMAT, Options, SavedState, load_state, make_config, memory_needed,
+from anetorch.session import (Options, SavedState, load_state, make_config, memory_needed,
                               resolve_config)
 
 __all__ = ["Options", "Outcome", "StepResult", "Trainer", "train"]
@@ -108,33 +108,32 @@ class Trainer:
 
     # -- state
 
-    def save(self, path: Path) -> None:
-        """Writes everything that a resumed run needs, atomically. Equal states are equal
-        bytes: no time, no path."""
-        params, o = self.model.params, self.options
-        tensors: dict[str, Any] = {}
-        for prefix, block in (("", "masters"), ("optimizer.m.", "m"), ("optimizer.v.", "v")):
-            tensors |= {prefix + name: params.view(block, name) for name in params}
-        state = {
-            "step": self.step, "updates": self.optimizer.updates, "scale": self.scaler.value,
-            "good": self.scaler.good, "corpus": self.digest, "symbols": self.vocab.symbols.hex(),
-            "options": {k: getattr(o, k) for k in ("steps", "seq", "batch", "accum", "lr", "seed")},
-        }
-        checkpoint.save(path, tensors, {
-            "anetorch_format": str(FORMAT),
-            "config": json.dumps(self.config.to_dict(), sort_keys=True),
-            "training": json.dumps(state, sort_keys=True)})
+    def tensors(self) -> dict[str, Any]:
+        """Weights under Hugging Face's names, and both moments of each: Tensors by name."""
+        params = self.model.params
+        blocks = (("", "masters"), ("optimizer.m.", "m"), ("optimizer.v.", "v"))
+        return {prefix + name: params.view(block, name) for prefix, block in blocks for name in params}
+
+    def state(self) -> dict[str, Any]:
+        """All else that a resumed run needs, as JSON can hold it. Equal states are equal bytes:
+        no time, no path."""
+        return {"config": self.config.to_dict(), "training": {
+            "updates": self.optimizer.updates, "scale": self.scaler.value, "good": self.scaler.good,
+            "corpus": self.digest, "symbols": self.vocab.symbols.hex(),
+            "options": {k: getattr(self.options, k)
+                        for k in ("steps", "seq", "batch", "accum", "lr", "seed")}}}
 
     def restore(self, saved: SavedState) -> None:
-        """Takes weights, optimizer state and counters of a checkpoint."""
-        params, names = self.model.params, list(self.model.params)
-        for block in ("m", "v"):
-            for n in names:
-                params.view(block, n).copy_from(saved.tensor(f"optimizer.{block}.{n}",
-                                                             params.slots[n].shape))
-        params.load({n: saved.tensor(n, params.slots[n].shape) for n in names})
+        """Takes weights, moments and counters of a checkpoint."""
+        try:
+            saved.file.restore(self.tensors())
+        except ValueError as e:
+            raise InputError(f"[checkpoint] {e}: restore the file, or remove it to fall back to an "
+                             "earlier one") from None
+        saved.file.close()
+        self.model.params.stage()
         t = saved.training
-        self.step, self.optimizer.updates = t["step"], t["updates"]
+        self.step, self.optimizer.updates = saved.file.step, t["updates"]
         self.scaler.value, self.scaler.good = t["scale"], t["good"]
 
 
@@ -195,9 +194,7 @@ def train(options: Options, say: Callable[[str], None] = print) -> Outcome:
             trainer.restore(saved)
         else:
             folder.clear()
-        folder.sweep()
-        checkpoint.write_atomic(folder.path / "config.json",
-                                (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+        folder.write("config.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode())
         return _run(trainer, folder, corpus, say, began)
 
 
@@ -217,7 +214,7 @@ def _run(trainer: Trainer, folder: RunFolder, corpus: Corpus, say: Callable[[str
             return loss
 
         def save() -> None:
-            folder.save(trainer.step, trainer.save)
+            folder.save(trainer.step, trainer.tensors(), trainer.state())
 
         loss = score()
         while trainer.step < o.steps and not interrupt.asked:
@@ -236,7 +233,7 @@ def _run(trainer: Trainer, folder: RunFolder, corpus: Corpus, say: Callable[[str
             f"--resume --out {folder.path}")
         return Outcome(folder.path, trainer.step, loss, bigram, interrupted=True)
     say(folder.draw())
-    say(f"checkpoint: {folder.checkpoint_path(trainer.step)}")
+    say(f"checkpoint: {folder.newest()}")
     say(f"val loss {loss:.4f}, {bigram - loss:+.4f} nats per byte better than the bigram table, "
         f"after {time.monotonic() - began:.0f} s")
     say("the model writes:")
@@ -264,7 +261,7 @@ def _saved_state(options: Options, corpus: Corpus) -> SavedState | None:
     found = newest_checkpoint(folder) if folder else None
     if found is None:
         return None
-    saved = load_state(found[1])
+    saved = load_state(found)
     if saved.training["corpus"] != corpus.digest:
         raise InputError(f"[train] {saved.path} was trained on other text than {corpus.source}: "
                          "give the same files, or start anew in another --out")
@@ -278,7 +275,7 @@ def _check_fit(o: Options, config: Config, saved: SavedState | None) -> None:
         k = next(k for k in mine if mine[k] != theirs[k])
         raise InputError(f"[train] {saved.path} holds a model with {k} {theirs[k]}, and --model "
                          f"{o.model} has {mine[k]}: leave --model out, or give another --out")
-    if saved and saved.training["step"] > o.steps:
+    if saved and saved.file.step > o.steps:
         raise InputError(f"[train] {saved.path} is past --steps {o.steps}: give more, or another "
                          "--out")
     if o.seq > config.max_position_embeddings:
