@@ -5,19 +5,18 @@
  *     m' = m / (1 - beta1^t)                  v' = v / (1 - beta2^t)
  *     p  = p - lr ( m' / (sqrt(v') + eps) + weight_decay p )
  *
- * One pass over memory: the staged copy is converted while a tile of the new parameters is
- * still in the first-level cache. */
+ * One pass over memory: the staged copy is written from the registers that hold the new
+ * parameters. */
 #include "train.h"
 
 #include "../base/sync.h"
 
 #include <inttypes.h>
 #include <math.h>
-#include <string.h>
 
-/* Elements per task. A multiple of the tile; small enough to balance two threads on a
- * model of a million parameters, large enough to hide the cost of a task. */
-#define BLOCK ((size_t)32 * ANE_TRAIN_TILE)
+/* Elements per task: small enough to balance two threads on a model of a million
+ * parameters, large enough to hide the cost of a task. */
+#define BLOCK ((size_t)32768)
 
 typedef struct step {
     float *p, *m, *v;
@@ -31,25 +30,11 @@ typedef struct step {
     const ane_train_loops *t;
 } step;
 
-/* [lo, hi), at most one tile, all with or all without decay. */
-static void tile(const step *s, size_t lo, size_t hi, bool decay) {
-    s->t->adamw(s->p + lo, s->g + lo, s->m + lo, s->v + lo, hi - lo,
-                decay ? &s->on : &s->off);
-    if (!s->staged) return;
-    if (s->staged_dtype == ANE_F16)
-        s->t->to_f16((uint16_t *)(void *)s->staged + lo, s->p + lo, hi - lo);
-    else if (s->staged_dtype == ANE_BF16)
-        s->t->to_bf16((uint16_t *)(void *)s->staged + lo, s->p + lo, hi - lo);
-    else
-        memcpy(s->staged + 4 * lo, s->p + lo, 4 * (hi - lo));
-}
-
+/* [lo, hi), all with or all without decay. */
 static void run(const step *s, size_t lo, size_t hi, bool decay) {
-    while (lo < hi) {
-        size_t end = hi - lo > ANE_TRAIN_TILE ? lo + ANE_TRAIN_TILE : hi;
-        tile(s, lo, end, decay);
-        lo = end;
-    }
+    char *staged = s->staged ? s->staged + lo * ane_dtype_size(s->staged_dtype) : NULL;
+    s->t->adamw(s->p + lo, s->g + lo, s->m + lo, s->v + lo, staged, s->staged_dtype, hi - lo,
+                decay ? &s->on : &s->off);
 }
 
 static void block(void *arg, size_t i) {

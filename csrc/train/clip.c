@@ -11,7 +11,7 @@
 #include <math.h>
 
 #define PARTS 256
-#define LEAST ((size_t)16 * ANE_TRAIN_TILE)     /* elements that are worth a task */
+#define LEAST ((size_t)16384)   /* elements that are worth a task; a multiple of 16 */
 
 typedef struct sum {
     const float *x;

@@ -2,29 +2,43 @@
  * choice of the room's loops. */
 #include "train.h"
 
-#include "../base/sync.h"
+#include "../kernels/convert.h"
+#include "../kernels/kernels.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
-#define BLOCK ((size_t)64 * ANE_TRAIN_TILE)
+static const ane_train_loops *const tables[] = {
+    &ane_train_loops__scalar,
+#if defined(ANE_BUILT_AVX2) && (defined(__x86_64__) || defined(__i386__))
+    &ane_train_loops__avx2,
+#endif
+#if defined(ANE_BUILT_AVX512) && (defined(__x86_64__) || defined(__i386__))
+    &ane_train_loops__avx512,
+#endif
+};
 
-const ane_train_loops *ane_train_table(void) { return &ane_train_loops__scalar; }
+static _Atomic(const ane_train_loops *) forced;
 
-typedef struct copy {
-    const float *src;
-    char *dst;
-    ane_dtype dtype;
-    size_t n;
-    const ane_train_loops *t;
-} copy;
+void ane_train_force(const ane_train_loops *t) { atomic_store(&forced, t); }
 
-static void block(void *arg, size_t i) {
-    const copy *c = arg;
-    size_t lo = i * BLOCK, n = c->n - lo > BLOCK ? BLOCK : c->n - lo;
-    if (c->dtype == ANE_F16) c->t->to_f16((uint16_t *)(void *)c->dst + lo, c->src + lo, n);
-    else if (c->dtype == ANE_BF16)
-        c->t->to_bf16((uint16_t *)(void *)c->dst + lo, c->src + lo, n);
-    else memcpy(c->dst + 4 * lo, c->src + lo, 4 * n);
+const ane_train_loops *ane_train_at(size_t i) {
+    return i < sizeof tables / sizeof *tables ? tables[i] : NULL;
+}
+
+/* kernels/select.c has asked the CPU and ANETORCH_ISA: take the loops of the widest of its
+ * tables that this room has loops for. */
+const ane_train_loops *ane_train_table(void) {
+    const ane_train_loops *f = atomic_load(&forced), *best = tables[0];
+    if (f) return f;
+    const char *limit = ane_kernels_get()->name;
+    for (size_t k = 0; k < ane_kernels_count(); k++) {
+        const char *name = ane_kernels_at(k)->name;
+        for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+            if (!strcmp(tables[i]->name, name)) best = tables[i];
+        if (!strcmp(name, limit)) break;
+    }
+    return best;
 }
 
 ane_status ane_stage(void *dst, ane_dtype dtype, const float *src, size_t n,
@@ -39,7 +53,6 @@ ane_status ane_stage(void *dst, ane_dtype dtype, const float *src, size_t n,
     uintptr_t d = (uintptr_t)dst, s = (uintptr_t)src;
     if (n && (d < s ? s - d < bytes : d - s < 4 * n))
         return ane_fail(err, ANE_ERR_INVALID, "[stage] source and copy share memory");
-    copy c = {.src = src, .dst = dst, .dtype = dtype, .n = n, .t = ane_train_table()};
-    ane_parallel_for((n + BLOCK - 1) / BLOCK, block, &c);
+    if (n) ane_convert(dst, dtype, src, ANE_F32, n);
     return ANE_OK;
 }

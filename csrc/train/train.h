@@ -3,15 +3,12 @@
  *
  * Every element goes through the same IEEE operations in the same order in every table
  * (no fused multiply-add, -ffp-contract=off), so tables and thread counts agree bit for
- * bit. Loops run in tiles of ANE_TRAIN_TILE elements: a constant trip count lets the
- * compiler vectorise at -O2, and four tiles stay in the first-level cache while the
- * staged copy is converted from them. */
+ * bit. */
 #ifndef ANE_TRAIN_H
 #define ANE_TRAIN_H
 
 #include "../base/status.h"
 
-#define ANE_TRAIN_TILE 1024
 #define ANE_NORM_LANES 16
 
 typedef struct ane_adamw_consts {
@@ -25,16 +22,20 @@ typedef struct ane_adamw_consts {
 
 typedef struct ane_train_loops {
     const char *name;
-    void (*adamw)(float *p, const float *g, float *m, float *v, size_t n,
-                  const ane_adamw_consts *k);
-    /* lanes[i % 16] += (double)x[i]^2; exact squares, so fused or not gives equal bits. */
+    /* staged: the new p as `dtype` (F16, BF16, F32), or NULL. */
+    void (*adamw)(float *p, const float *g, float *m, float *v, void *staged,
+                  ane_dtype dtype, size_t n, const ane_adamw_consts *k);
+    /* lanes[i % 16] += (double)x[i]^2; the squares are exact, so that fusing the addition
+     * gives equal bits. */
     void (*squares)(double lanes[ANE_NORM_LANES], const float *x, size_t n);
-    void (*to_f16)(uint16_t *dst, const float *src, size_t n);
-    void (*to_bf16)(uint16_t *dst, const float *src, size_t n);
 } ane_train_loops;
 
-extern const ane_train_loops ane_train_loops__scalar;
-/* The chosen table. */
+extern const ane_train_loops ane_train_loops__scalar, ane_train_loops__avx2,
+    ane_train_loops__avx512;
+/* The one for the kernel table that this process uses. */
 const ane_train_loops *ane_train_table(void);
+/* Testing: these loops from now on; NULL: the process's own. */
+void ane_train_force(const ane_train_loops *t);
+const ane_train_loops *ane_train_at(size_t i);          /* NULL past the last one */
 
 #endif
