@@ -5,6 +5,9 @@
 #include "ir/ops.h"
 #include "kernels/kernels.h"
 #include "program.h"
+#include "train/train.h"
+#include "weights/blob.h"
+#include "weights/weights.h"
 
 #include <string.h>
 
@@ -16,6 +19,12 @@
     /* ir: the op table and the reference evaluator */                                 \
     X(ane_op_row_count) X(ane_op_row_at) X(ane_program_function) X(ane_rt_tensor)      \
     X(ane_rt_release) X(ane_rt_round) X(ane_function_eval)                             \
+    /* weights, train */                                                                \
+    X(ane_train_at) X(ane_train_force) X(ane_blob_find) X(ane_blob_layout)             \
+    X(ane_blob_emit) X(ane_blob_deviations) X(ane_json_init) X(ane_json_peek)          \
+    X(ane_json_object) X(ane_json_key) X(ane_json_array) X(ane_json_item)              \
+    X(ane_json_string) X(ane_json_u64) X(ane_json_skip) X(ane_json_end)                \
+    X(ane_json_decode)                                                                 \
     /* the rest */                                                                     \
     X(ane_mem_fail_after)                                                              \
     X(ane_shadow_create)                                                               \

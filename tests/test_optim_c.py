@@ -253,7 +253,63 @@ def test_the_room_exports_the_optimizer_only():
     names = {line.split()[2] for line in out.splitlines() if len(line.split()) == 3}
     public = {n.lstrip("_") for n in names if "loops__" not in n}
     assert public == {"ane_adamw_step", "ane_grad_norm", "ane_clip_factor", "ane_stage",
-                      "ane_train_table"}
+                      # choosing the loops, not arithmetic:
+                      "ane_train_table", "ane_train_at", "ane_train_force"}
+
+
+def words(t):
+    """A bfloat16 Tensor's bits."""
+    return np.array(t.view(0, t.shape, "uint16"))
+
+
+@pytest.fixture
+def loops():
+    yield _core._testing.train_force
+    _core._testing.train_force(None)
+
+
+@pytest.mark.parametrize("table", [t for t in _core._testing.tables()
+                                   if t in ("avx2", "avx512")] or ["scalar"])
+@pytest.mark.parametrize("n", LENGTHS)
+def test_every_table_gives_the_bits_of_the_scalar_one(loops, table, n):
+    results = []
+    for name in ("scalar", table):
+        loops(name)
+        p, g, m, v = make(n, seed=21)
+        if n > 20:
+            p[3], g[4], g[5], m[6], v[7], v[8] = np.inf, np.nan, np.inf, np.nan, np.inf, 1e-45
+            g[9], m[9], v[9] = 1e-42, 1e-42, 0
+        staged = [np.zeros(n, np.float16), np.zeros(n, np.float32),
+                  _core.Tensor((n,), "bfloat16")]
+        with np.errstate(all="ignore"):
+            for step, s in enumerate(staged, 1):
+                _core.adamw_step(p, g, m, v, s, step=step, decay=[(1, n)] if n else [], **HYPER)
+        bits = [x.tobytes() for x in (p, m, v, *staged[:2])]
+        results.append((bits, words(staged[2]).tobytes(),
+                        _core.grad_norm(np.nan_to_num(g))))
+    assert results[0] == results[1]
+
+
+def test_tensors_are_operands():
+    p, g, m, v = make(3000)
+    t = [_core.Tensor.from_numpy(x) for x in (p, g, m, v)]
+    half = _core.Tensor((3000,), "float16")
+    brain = _core.Tensor((3000,), "bfloat16")
+    _core.adamw_step(p, g, m, v, step=1, **HYPER)
+    _core.adamw_step(*t, half, step=1, **HYPER)
+    for a, b in zip((p, g, m, v), t):
+        assert np.array_equal(a, np.asarray(b))
+    assert np.array_equal(np.asarray(half), p.astype(np.float16))
+    assert _core.grad_norm(t[1]) == _core.grad_norm(g)
+    _core.stage(brain, t[0])
+    assert np.array_equal(words(brain), bf16(p))
+    with pytest.raises(ValueError, match=r"\[stage\] dst must be contiguous"):
+        _core.stage(_core.Tensor((6000,), "float16")[::2], t[0])
+    with pytest.raises(TypeError, match=r"\[adamw_step\] grads must be float32, got float16"):
+        _core.adamw_step(t[0], half, t[2], t[3], step=1, **HYPER)
+    t[2].close()
+    with pytest.raises(ValueError, match="closed"):
+        _core.adamw_step(*t, half, step=1, **HYPER)
 
 
 @pytest.mark.oracle

@@ -10,11 +10,58 @@ typedef struct block {
     void *data;
     size_t count;
     ane_dtype dtype;
+    PyObject *tensor;           /* pinned; NULL: it is a buffer */
+    const ane_tensor *view;
     Py_buffer buffer;           /* .obj NULL: none */
 } block;
 
 static void block_release(block *b) {
     if (b->buffer.obj) PyBuffer_Release(&b->buffer);
+    if (b->tensor) {
+        ane_py_tensor_unpin(b->tensor);
+        Py_CLEAR(b->tensor);
+    }
+}
+
+/* What the call wrote is valid, whatever a failed run left there before. */
+static void block_written(const block *b) {
+    if (b->tensor)
+        ane_surface_validate(b->view->surface, b->view->offset,
+                             b->count * ane_dtype_size(b->dtype));
+}
+
+static int tensor_get(ane_py_state *st, PyObject *obj, const char *fn, const char *what,
+                      bool write, bool read, bool only_f32, block *b) {
+    const ane_tensor *t = ane_py_tensor_view(obj);
+    ane_error err = {0};
+    if (!t) return -1;
+    if (only_f32 ? t->dtype != ANE_F32
+                 : t->dtype != ANE_F32 && t->dtype != ANE_F16 && t->dtype != ANE_BF16) {
+        PyErr_Format(PyExc_TypeError, "[%s] %s must be %s, got %s", fn, what,
+                     only_f32 ? "float32" : "float32, float16 or bfloat16",
+                     ane_dtype_name(t->dtype));
+        return -1;
+    }
+    if (!ane_tensor_contiguous(t)) {
+        PyErr_Format(PyExc_ValueError, "[%s] %s must be contiguous", fn, what);
+        return -1;
+    }
+    if (write && ane_surface_readonly(t->surface)) {
+        PyErr_Format(PyExc_ValueError, "[%s] %s is read-only", fn, what);
+        return -1;
+    }
+    b->dtype = t->dtype;
+    b->count = (size_t)ane_tensor_count(t);
+    b->data = ane_tensor_data(t);
+    if (read && ane_surface_check(t->surface, t->offset, b->count * ane_dtype_size(b->dtype),
+                                  &err)) {
+        ane_py_raise(st, &err);
+        return -1;
+    }
+    ane_py_tensor_pin(obj);
+    b->tensor = Py_NewRef(obj);
+    b->view = t;
+    return 0;
 }
 
 static int format_dtype(const char *f, ane_dtype *out) {
@@ -26,9 +73,11 @@ static int format_dtype(const char *f, ane_dtype *out) {
     return 0;
 }
 
-/* 0, or -1 with an exception that names fn and what. */
-static int block_get(PyObject *obj, const char *fn, const char *what, bool write,
-                     bool only_f32, block *b) {
+/* 0, or -1 with an exception that names fn and what. read: the old contents count. */
+static int block_get(ane_py_state *st, PyObject *obj, const char *fn, const char *what,
+                     bool write, bool read, bool only_f32, block *b) {
+    if (ane_py_is_tensor(st, obj))
+        return tensor_get(st, obj, fn, what, write, read, only_f32, b);
     int flags = PyBUF_FORMAT | PyBUF_ND | (write ? PyBUF_WRITABLE : 0);
     if (PyObject_GetBuffer(obj, &b->buffer, PyBUF_C_CONTIGUOUS | flags) < 0) {
         PyObject *type, *value, *tb;
@@ -112,6 +161,7 @@ static PyObject *py_adamw_step(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     o.step = step;
+    ane_py_state *st = ane_py_state_of(self);
     block b[5];
     memset(b, 0, sizeof b);
     ane_range *ranges = NULL;
@@ -121,7 +171,8 @@ static PyObject *py_adamw_step(PyObject *self, PyObject *args, PyObject *kwargs)
     }
     for (int i = 0; i < 5; i++) {
         if (i == 4 && obj[4] == Py_None) break;
-        if (block_get(obj[i], "adamw_step", names[i], i != 1, i < 4, &b[i]) < 0) goto done;
+        if (block_get(st, obj[i], "adamw_step", names[i], i != 1, i < 4, i < 4, &b[i]) < 0)
+            goto done;
         if (same_count("adamw_step", names[i], &b[0], &b[i]) < 0) goto done;
     }
     ane_error err = {0};
@@ -130,8 +181,13 @@ static PyObject *py_adamw_step(PyObject *self, PyObject *args, PyObject *kwargs)
     status = ane_adamw_step(b[0].data, b[1].data, b[2].data, b[3].data, b[4].data, b[4].dtype,
                             b[0].count, &o, &err);
     Py_END_ALLOW_THREADS
-    if (status) ane_py_raise(ane_py_state_of(self), &err);
-    else result = Py_NewRef(Py_None);
+    if (status) {
+        ane_py_raise(st, &err);
+        goto done;
+    }
+    for (int i = 0; i < 5; i++)
+        if (i != 1) block_written(&b[i]);
+    result = Py_NewRef(Py_None);
 done:
     for (int i = 0; i < 5; i++) block_release(&b[i]);
     PyMem_Free(ranges);
@@ -140,7 +196,7 @@ done:
 
 static PyObject *py_grad_norm(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"grads", "scale", NULL};
-    (void)self;
+    ane_py_state *st = ane_py_state_of(self);
     PyObject *grads, *list = NULL, *result = NULL;
     double scale = 1, norm = 0;
     bool finite = false;
@@ -162,8 +218,8 @@ static PyObject *py_grad_norm(PyObject *self, PyObject *args, PyObject *kwargs) 
         goto done;
     }
     for (; got < n; got++) {
-        if (block_get(PyList_GetItem(list, (Py_ssize_t)got), "grad_norm", "grads", false, true,
-                      &b[got]) < 0)
+        if (block_get(st, PyList_GetItem(list, (Py_ssize_t)got), "grad_norm", "grads", false,
+                      true, true, &b[got]) < 0)
             goto done;
         at[got] = b[got].data;
         counts[got] = b[got].count;
@@ -191,9 +247,10 @@ static PyObject *py_clip_factor(PyObject *self, PyObject *args) {
 static PyObject *py_stage(PyObject *self, PyObject *args) {
     PyObject *dst, *src, *result = NULL;
     if (!PyArg_ParseTuple(args, "OO:stage", &dst, &src)) return NULL;
+    ane_py_state *st = ane_py_state_of(self);
     block d = {0}, s = {0};
-    if (block_get(dst, "stage", "dst", true, false, &d) < 0 ||
-        block_get(src, "stage", "src", false, true, &s) < 0)
+    if (block_get(st, dst, "stage", "dst", true, false, false, &d) < 0 ||
+        block_get(st, src, "stage", "src", false, true, true, &s) < 0)
         goto done;
     if (d.count != s.count) {
         PyErr_Format(PyExc_ValueError, "[stage] dst has %zu elements, src has %zu", d.count,
@@ -205,8 +262,12 @@ static PyObject *py_stage(PyObject *self, PyObject *args) {
     Py_BEGIN_ALLOW_THREADS
     status = ane_stage(d.data, d.dtype, s.data, d.count, &err);
     Py_END_ALLOW_THREADS
-    if (status) ane_py_raise(ane_py_state_of(self), &err);
-    else result = Py_NewRef(Py_None);
+    if (status) {
+        ane_py_raise(st, &err);
+        goto done;
+    }
+    block_written(&d);
+    result = Py_NewRef(Py_None);
 done:
     block_release(&d);
     block_release(&s);
