@@ -239,6 +239,207 @@ ANE_API ane_status ane_program_print(const ane_program *p, const char *spelling,
                                      char **text, size_t *n, ane_error *err);
 ANE_API void ane_free(void *p);
 
+/* ------------------------------------------------------------------ types, constants */
+
+typedef enum ane_type_kind {
+    ANE_T_TENSOR,       /* scalars are rank 0; strings have dtype ANE_STRING */
+    ANE_T_LIST,
+    ANE_T_TUPLE,
+    ANE_T_DICT,
+    ANE_T_STATE
+} ane_type_kind;
+
+/* Types and constants belong to a program and die with it; read only. */
+typedef struct ane_type {
+    ane_type_kind kind;
+    ane_dtype dtype;                    /* TENSOR */
+    int rank;                           /* TENSOR */
+    int64_t dims[ANE_MAX_RANK];         /* TENSOR; negative: unknown */
+    const struct ane_type *elem;        /* LIST, STATE: element; DICT: key */
+    const struct ane_type *elem2;       /* DICT: value */
+    int64_t length;                     /* LIST: -1 unknown */
+    int n;                              /* TUPLE */
+    const struct ane_type *const *items;        /* TUPLE */
+} ane_type;
+
+/* Constructors allocate in the program; NULL: out of memory, rank above ANE_MAX_RANK, or
+ * nesting deeper than 16. */
+ANE_API const ane_type *ane_type_tensor(ane_program *p, ane_dtype dtype, int rank,
+                                        const int64_t *dims);
+ANE_API const ane_type *ane_type_list(ane_program *p, const ane_type *elem, int64_t length);
+ANE_API const ane_type *ane_type_state(ane_program *p, const ane_type *elem);
+ANE_API const ane_type *ane_type_tuple(ane_program *p, const ane_type *const *items, int n);
+ANE_API const ane_type *ane_type_dict(ane_program *p, const ane_type *key,
+                                      const ane_type *value);
+/* "tensor<fp16, [1, 8, ?]>" into buf, cut where it does not fit; returns buf. */
+#define ANE_TYPE_TEXT 256
+ANE_API char *ane_type_text(const ane_type *t, char *buf, size_t n);
+
+typedef struct ane_const {
+    const ane_type *type;
+    /* TENSOR: packed row-major, little-endian, sub-byte types LSB first; ANE_STRING: an
+     * array of `const char *` (NUL-terminated UTF-8). NULL when a blob is absent. */
+    const void *data;
+    size_t bytes;
+    ane_surface *owner;                 /* what data points into; NULL: the program */
+    const char *blob_path;              /* as written; NULL: inline in the text */
+    uint64_t blob_offset;               /* of the record's descriptor */
+    int n;                              /* LIST, TUPLE: items; DICT: 2n, key then value */
+    const struct ane_const *const *items;
+} ane_const;
+
+/* Copies data (up to 64 bytes into the program, more into a new heap surface). */
+ANE_API const ane_const *ane_const_tensor(ane_program *p, const ane_type *type,
+                                          const void *data, size_t bytes, ane_error *err);
+/* Views owner's bytes; retains owner. */
+ANE_API const ane_const *ane_const_view(ane_program *p, const ane_type *type,
+                                        ane_surface *owner, size_t offset, size_t bytes,
+                                        ane_error *err);
+ANE_API const ane_const *ane_const_string(ane_program *p, const char *s, ane_error *err);
+/* LIST, TUPLE: n items; DICT: n = 2 * pairs, key then value. */
+ANE_API const ane_const *ane_const_items(ane_program *p, const ane_type *type,
+                                         const ane_const *const *items, int n,
+                                         ane_error *err);
+
+/* ------------------------------------------------------------------ the graph
+ *
+ * Functions, blocks, operations and values of a program have numeric ids, never 0 and
+ * never given twice. A call with the id of something removed fails with NOT_FOUND; it
+ * cannot touch anything else. Strings and structs handed out live as long as the program
+ * (names until the next rename). Edits are not thread-safe. */
+
+ANE_API const char *ane_program_version(const ane_program *p);
+ANE_API uint64_t ane_program_generation(const ane_program *p);  /* grows with every edit */
+/* Structural check of everything, types inferred anew. */
+ANE_API ane_status ane_program_verify(const ane_program *p, ane_error *err);
+ANE_API ane_status ane_program_clone(const ane_program *p, ane_program **out,
+                                     ane_error *err);
+/* The same functions, statement for statement: what prints to the same text. Versions may
+ * differ (they only say how types are spelled), and so may the places in a file. */
+ANE_API bool ane_program_same(const ane_program *a, const ane_program *b);
+
+typedef struct ane_warning {
+    int line, column;
+    const char *message;
+} ane_warning;
+ANE_API size_t ane_program_warnings(const ane_program *p, const ane_warning **out);
+
+typedef enum ane_list {
+    ANE_LIST_FUNCTIONS,                 /* id is ignored */
+    ANE_LIST_FUNCTION_PARAMS,           /* values */
+    ANE_LIST_BLOCK_PARAMS, ANE_LIST_BLOCK_OPS, ANE_LIST_BLOCK_OUTPUTS,
+    ANE_LIST_OP_RESULTS, ANE_LIST_OP_BLOCKS,
+    ANE_LIST_VALUE_USERS                /* ops with an argument naming it; a whole scan */
+} ane_list;
+/* Ids in order: at most cap are stored, *n is the true count. */
+ANE_API ane_status ane_graph_list(const ane_program *p, ane_list which, uint32_t id,
+                                  uint32_t *out, size_t cap, size_t *n, ane_error *err);
+
+typedef struct ane_function_info {
+    const char *name, *opset_tag;
+    int opset;                          /* 15 to 18 */
+    uint32_t body;
+    int n_attrs;
+} ane_function_info;
+typedef struct ane_block_info {
+    uint32_t function, owner;           /* owner: an op, 0 for a body or a loose block */
+} ane_block_info;
+typedef struct ane_op_info {
+    const char *op, *name;              /* name: the attribute; NULL: none */
+    uint32_t block;
+    int opset;                          /* of the definition that applies */
+    int n_params, n_attrs;
+    bool inlined;                       /* a const written in place as an argument */
+    int line, column;                   /* 0: built */
+} ane_op_info;
+typedef struct ane_argument_info {
+    const char *name;
+    int n;                              /* values; 0: absent, unless tuple */
+    bool tuple;
+    const ane_const *default_value;     /* NULL: none */
+} ane_argument_info;
+typedef struct ane_value_info {
+    const char *name;                   /* "" for a const written in place */
+    const ane_type *type;
+    uint32_t op, block;                 /* op 0: parameter of block */
+    int index, uses;
+    const ane_const *konst;             /* known value, or NULL */
+} ane_value_info;
+ANE_API ane_status ane_graph_function(const ane_program *p, uint32_t id,
+                                      ane_function_info *out, ane_error *err);
+ANE_API ane_status ane_graph_block(const ane_program *p, uint32_t id, ane_block_info *out,
+                                   ane_error *err);
+ANE_API ane_status ane_graph_op(const ane_program *p, uint32_t id, ane_op_info *out,
+                                ane_error *err);
+ANE_API ane_status ane_graph_value(const ane_program *p, uint32_t id, ane_value_info *out,
+                                   ane_error *err);
+/* Parameter i of an op's signature, and value k given for it. */
+ANE_API ane_status ane_graph_argument(const ane_program *p, uint32_t op, int i,
+                                      ane_argument_info *out, ane_error *err);
+ANE_API uint32_t ane_graph_argument_value(const ane_program *p, uint32_t op, int i, int k);
+/* Attribute i of a function or op, or of the program (id 0). */
+ANE_API ane_status ane_graph_attr(const ane_program *p, uint32_t id, int i,
+                                  const char **name, const ane_const **value,
+                                  ane_error *err);
+/* Sets, or with value NULL removes, an attribute of a function or of the program (id 0). */
+ANE_API ane_status ane_graph_set_attr(ane_program *p, uint32_t id, const char *name,
+                                      const ane_const *value, ane_error *err);
+
+ANE_API ane_status ane_graph_add_function(ane_program *p, const char *name,
+                                          const char *opset_tag, const char *const *names,
+                                          const ane_type *const *types, int n,
+                                          uint32_t *out, ane_error *err);
+typedef struct ane_argument {
+    const char *name;
+    int n;
+    bool tuple;
+    const uint32_t *values;
+} ane_argument;
+typedef struct ane_operation {
+    const char *op;
+    const char *name;                   /* attribute; NULL: none */
+    const ane_argument *args;
+    int n_args;
+    int n_results;                      /* -1: as inferred */
+    const char *const *result_names;    /* NULL, or n_results entries, each may be NULL */
+    const uint32_t *blocks;             /* loose blocks */
+    int n_blocks;
+} ane_operation;
+/* Checks, infers the result types and links the op at the end of the block, or in front of
+ * op `before` when that is not 0. */
+ANE_API ane_status ane_graph_add_op(ane_program *p, uint32_t block, uint32_t before,
+                                    const ane_operation *op, uint32_t *out, ane_error *err);
+/* name NULL: made up. inlined: written in place where it is used, without a name. */
+ANE_API ane_status ane_graph_add_const(ane_program *p, uint32_t block, uint32_t before,
+                                       const ane_const *value, const char *name,
+                                       bool inlined, uint32_t *out, ane_error *err);
+/* A loose block of a function, to be given to ane_graph_add_op once it is filled. */
+ANE_API ane_status ane_graph_add_block(ane_program *p, uint32_t function, uint32_t *out,
+                                       ane_error *err);
+ANE_API ane_status ane_graph_add_block_param(ane_program *p, uint32_t block,
+                                             const char *name, const ane_type *type,
+                                             uint32_t *out, ane_error *err);
+ANE_API ane_status ane_graph_set_outputs(ane_program *p, uint32_t block,
+                                         const uint32_t *values, int n, ane_error *err);
+ANE_API ane_status ane_graph_remove_op(ane_program *p, uint32_t op, ane_error *err);
+/* Every use of `from` becomes `to`. */
+ANE_API ane_status ane_graph_replace(ane_program *p, uint32_t from, uint32_t to,
+                                     ane_error *err);
+ANE_API ane_status ane_graph_rename(ane_program *p, uint32_t value, const char *name,
+                                    ane_error *err);
+
+/* The table of operations: parameter i of `op` in an opset (15 to 18). */
+typedef struct ane_parameter_info {
+    const char *name;
+    ane_type_kind kind;                 /* TENSOR, LIST, STATE; TUPLE stands for any */
+    uint32_t dtypes;                    /* bit set of ane_dtype; 0: any */
+    int var;                            /* parameters with one number share a dtype; -1 */
+    bool is_const, is_vector, is_tuple, optional;
+} ane_parameter_info;
+/* Number of parameters, or -1 when the opset has no such op. */
+ANE_API int ane_operation_params(const char *op, int opset);
+ANE_API bool ane_operation_param(const char *op, int opset, int i, ane_parameter_info *out);
+
 /* ------------------------------------------------------------------ kernels */
 
 typedef struct ane_kernel ane_kernel;

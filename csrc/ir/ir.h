@@ -13,8 +13,6 @@
 #include "../base/mem.h"
 #include "../base/status.h"
 
-typedef struct ane_type ane_type;
-typedef struct ane_const ane_const;
 typedef struct ane_value ane_value;
 typedef struct ane_op ane_op;
 typedef struct ane_block ane_block;
@@ -23,83 +21,31 @@ typedef struct ane_op_row ane_op_row;
 
 /* ---------------------------------------------------------------- types */
 
-/* A dimension: >= 0 known; -1 unknown, equal to nothing; <= -2 symbol, equal to itself
- * (each `?` of a function's parameters is a symbol of its own). */
+/* (struct ane_type, ane_const and their constructors are public: ane.h.) A dimension:
+ * >= 0 known; -1 unknown, equal to nothing; <= -2 symbol, equal to itself (each `?` of a
+ * function's parameters is a symbol of its own). */
 #define ANE_DIM_ANY ((int64_t)-1)
 static inline bool ane_dim_known(int64_t d) { return d >= 0; }
 static inline bool ane_dim_same(int64_t a, int64_t b) { return a == b && a != ANE_DIM_ANY; }
 
-typedef enum ane_type_kind {
-    ANE_T_TENSOR,       /* scalars are rank 0; strings have dtype ANE_STRING */
-    ANE_T_LIST,
-    ANE_T_TUPLE,
-    ANE_T_DICT,
-    ANE_T_STATE
-} ane_type_kind;
-
-struct ane_type {
-    ane_type_kind kind;
-    ane_dtype dtype;                    /* TENSOR */
-    int rank;                           /* TENSOR */
-    int64_t dims[ANE_MAX_RANK];         /* TENSOR */
-    const ane_type *elem;               /* LIST, STATE: element; DICT: key */
-    const ane_type *elem2;              /* DICT: value */
-    int64_t length;                     /* LIST: -1 unknown */
-    int n;                              /* TUPLE */
-    const ane_type *const *items;       /* TUPLE */
-};
-
-/* Constructors allocate in the program's arena; NULL: out of memory. */
-const ane_type *ane_type_tensor(ane_program *p, ane_dtype dtype, int rank,
-                                const int64_t *dims);
-const ane_type *ane_type_list(ane_program *p, const ane_type *elem, int64_t length);
-const ane_type *ane_type_state(ane_program *p, const ane_type *elem);
-const ane_type *ane_type_tuple(ane_program *p, const ane_type *const *items, int n);
-const ane_type *ane_type_dict(ane_program *p, const ane_type *key, const ane_type *value);
 /* The same type to the letter (`?` equals `?`, a symbol only itself). */
 bool ane_type_equal(const ane_type *a, const ane_type *b);
 /* Equal where both sides are known; unknown dims match anything. */
 bool ane_type_compatible(const ane_type *a, const ane_type *b);
 bool ane_type_static(const ane_type *t);    /* no unknown or symbolic dim anywhere */
 int64_t ane_type_count(const ane_type *t);  /* elements of a static tensor; -1 otherwise */
-/* "tensor<fp16, [1, 8, ?]>" into buf; returns buf. For messages and printing. */
-#define ANE_TYPE_TEXT 256
-char *ane_type_text(const ane_type *t, char *buf, size_t n);
+/* Packed size of a static tensor type (sub-byte rounded up); false on overflow. */
+bool ane_type_bytes(const ane_type *t, size_t *bytes);
 
 /* ---------------------------------------------------------------- constants */
 
-struct ane_const {
-    const ane_type *type;
-    /* TENSOR: packed row-major, little-endian, sub-byte types LSB first; ANE_STRING: an
-     * array of `const char *` (NUL-terminated UTF-8). NULL when a blob is absent. */
-    const void *data;
-    size_t bytes;
-    ane_surface *owner;                 /* what data points into; NULL: the arena */
-    const char *blob_path;              /* as written; NULL: inline in the text */
-    uint64_t blob_offset;               /* of the record's descriptor */
-    int n;                              /* LIST, TUPLE: items; DICT: 2n, key then value */
-    const ane_const *const *items;
-};
-
-/* Copies data (<= 64 bytes into the arena, else into a new heap surface). */
-const ane_const *ane_const_tensor(ane_program *p, const ane_type *type, const void *data,
-                                  size_t bytes, ane_error *err);
-/* Views owner's bytes; retains owner. */
-const ane_const *ane_const_view(ane_program *p, const ane_type *type, ane_surface *owner,
-                                size_t offset, size_t bytes, ane_error *err);
-const ane_const *ane_const_string(ane_program *p, const char *s, ane_error *err);
+/* Copy into another program; large data is shared through its surface. */
+const ane_const *ane_const_copy(ane_program *p, const ane_const *c, ane_error *err);
 /* A constant of a weight file: data at owner's byte `at`, or none when owner is NULL. path
  * and offset are what the text says. */
 const ane_const *ane_const_blob(ane_program *p, const ane_type *type, ane_surface *owner,
                                 size_t at, size_t bytes, const char *path, uint64_t offset,
                                 ane_error *err);
-/* LIST, TUPLE: n items; DICT: n = 2 * pairs, key then value. */
-const ane_const *ane_const_items(ane_program *p, const ane_type *type,
-                                 const ane_const *const *items, int n, ane_error *err);
-/* Copy into another program; large data is shared through its surface. */
-const ane_const *ane_const_copy(ane_program *p, const ane_const *c, ane_error *err);
-/* Packed size of a static tensor type (sub-byte rounded up); false on overflow. */
-bool ane_type_bytes(const ane_type *t, size_t *bytes);
 /* Element i of a numeric constant as double or int64 (exact where it fits). */
 double ane_const_f64(const ane_const *c, int64_t i);
 int64_t ane_const_i64(const ane_const *c, int64_t i);
@@ -245,6 +191,10 @@ ane_status ane_op_create(ane_block *b, ane_op *before, const ane_op_desc *desc,
  * have no name of their own in the text. */
 ane_status ane_const_create(ane_block *b, const char *name, const ane_const *value,
                             bool inlined, ane_value **out, ane_error *err);
+/* The same in front of `before`. */
+ane_status ane_const_insert(ane_block *b, ane_op *before, const char *name,
+                            const ane_const *value, bool inlined, ane_value **out,
+                            ane_error *err);
 ane_block *ane_block_create(ane_function *f, ane_op *owner);
 ane_status ane_block_add_param(ane_block *b, const char *name, const ane_type *type,
                                ane_value **out, ane_error *err);
@@ -264,22 +214,9 @@ ane_block *ane_program_block(const ane_program *p, uint32_t id);
  * keeps one) and every type inferred again: how a plan for a concrete shape begins. */
 ane_status ane_function_specialize(const ane_function *f, const ane_type *const *types,
                                    ane_program **out, ane_error *err);
-ane_status ane_program_clone(const ane_program *p, ane_program **out, ane_error *err);
 
-/* The same functions, statement for statement: what prints to the same text. Versions may
- * differ (they only say how types are spelled), and so may the places in a file. */
-bool ane_program_same(const ane_program *a, const ane_program *b);
-
-/* Structural check of everything; run after parsing and, in debug, after each pass. */
-ane_status ane_program_verify(const ane_program *p, ane_error *err);
-
-/* Warnings collected while parsing (lint reads them too). */
-typedef struct ane_warning {
-    int line, column;
-    const char *message;
-} ane_warning;
+/* Collected while parsing (ane_program_warnings in ane.h; lint reads them too). */
 void ane_program_warn(ane_program *p, int line, int column, const char *fmt, ...)
     ANE_PRINTF(4, 5);
-size_t ane_program_warnings(const ane_program *p, const ane_warning **out);
 
 #endif

@@ -458,8 +458,14 @@ ane_status ane_op_create(ane_block *b, ane_op *before, const ane_op_desc *desc, 
 
 ane_status ane_const_create(ane_block *b, const char *name, const ane_const *value,
                             bool inlined, ane_value **out, ane_error *err) {
+    return ane_const_insert(b, NULL, name, value, inlined, out, err);
+}
+
+ane_status ane_const_insert(ane_block *b, ane_op *before, const char *name,
+                            const ane_const *value, bool inlined, ane_value **out,
+                            ane_error *err) {
     ane_function *f = b->function;
-    maker m = {.b = b, .p = f->program, .f = f, .err = err};
+    maker m = {.b = b, .before = before, .p = f->program, .f = f, .err = err};
     char buf[64];
     const ane_op_row *row = ane_op_row_find("const", f->opset, NULL);
     if (!row) return ane_fail(err, ANE_ERR_UNSUPPORTED, "const: not in the op table");
