@@ -2,8 +2,13 @@
 #include "py.h"
 
 static PyObject *raise_mil(ane_py_state *st, const ane_error *err) {
-    /* SyntaxError's own layout: (message, (filename, line, column, text)). */
-    PyObject *value = PyObject_CallFunction(st->mil_error, "s(ziiO)", err->message,
+    /* SyntaxError's own layout: (message, (filename, line, column, text)). Its str() shows
+     * file and line; the column is put into the message. */
+    char message[sizeof err->message + 32];
+    if (err->column)
+        PyOS_snprintf(message, sizeof message, "%s (column %d)", err->message, err->column);
+    else PyOS_snprintf(message, sizeof message, "%s", err->message);
+    PyObject *value = PyObject_CallFunction(st->mil_error, "s(ziiO)", message,
                                             err->file[0] ? err->file : "<mil>", err->line,
                                             err->column, Py_None);
     if (!value) return NULL;
