@@ -415,7 +415,7 @@ static void mark_outputs(ane_request *r, const char *why) {
     }
 }
 
-static ane_status run_with(ane_request *r, ane_run_clock *clock, bool profile,
+static ane_status run_with(ane_request *r, const ane_run_options *opts, bool profile,
                            ane_error *err) {
     ane_kernel *k = r->kernel;
     ane_status st = ANE_OK;
@@ -425,23 +425,38 @@ static ane_status run_with(ane_request *r, ane_run_clock *clock, bool profile,
                                r->extent[2 * i + 1] - r->extent[2 * i], err);
         if (st) ane_error_prefix(err, "[run] input %s: ", k->in[i].name);
     }
-    if (!st) st = ane_run_clock_check(clock, err);
-    if (!st) st = k->backend->run(r->binding, clock, profile, err);
+    if (!st) st = ane_run_check(err);
+    if (!st) st = k->backend->run(r->binding, opts, profile, err);
     mark_outputs(r, st ? err->message : NULL);
     ane_mutex_unlock(&r->lock);
     return st;
 }
 
+/* Validates the caller's options and installs his poll for this thread; pair with
+ * ane_poll_swap(before). */
+static ane_status begin_run(const ane_run_options **opts, ane_poll *poll, ane_poll **before,
+                            ane_error *err) {
+    static const ane_run_options none = {.size = sizeof none};
+    if (!*opts) *opts = &none;
+    if ((*opts)->size != sizeof none)
+        return ane_fail(err, ANE_ERR_INVALID, "[run] options of size %zu; expected %zu",
+                        (*opts)->size, sizeof none);
+    *poll = (ane_poll){.cancel = (*opts)->cancel, .fn = (*opts)->poll,
+                       .arg = (*opts)->poll_arg};
+    *before = ane_poll_swap(poll);
+    return ANE_OK;
+}
+
 static ane_status run_checked(ane_request *r, const ane_run_options *opts, bool profile,
                               ane_error *err) {
     ane_error local;
+    ane_poll poll, *before;
     if (!err) err = &local;
-    if (opts && opts->size != sizeof *opts)
-        return ane_fail(err, ANE_ERR_INVALID, "[run] options of size %zu; expected %zu",
-                        opts->size, sizeof *opts);
-    ane_run_clock clock;
-    ane_run_clock_start(&clock, opts);
-    return run_with(r, &clock, profile, err);
+    ane_status st = begin_run(&opts, &poll, &before, err);
+    if (st) return st;
+    st = run_with(r, opts, profile, err);
+    (void)ane_poll_swap(before);
+    return st;
 }
 
 ane_status ane_request_run(ane_request *r, const ane_run_options *opts, ane_error *err) {
@@ -513,16 +528,13 @@ ane_request *ane_pipeline_request(const ane_pipeline *p, size_t i) {
 
 ane_status ane_pipeline_run(ane_pipeline *p, const ane_run_options *opts, ane_error *err) {
     ane_error local;
+    ane_poll poll, *before;
     if (!err) err = &local;
-    if (opts && opts->size != sizeof *opts)
-        return ane_fail(err, ANE_ERR_INVALID, "[run] options of size %zu; expected %zu",
-                        opts->size, sizeof *opts);
-    ane_run_clock clock;
-    ane_run_clock_start(&clock, opts);
+    ane_status st = begin_run(&opts, &poll, &before, err);
+    if (st) return st;
     ane_mutex_lock(&p->lock);
     size_t i = 0;
-    ane_status st = ANE_OK;
-    while (i < p->n && !(st = run_with(p->requests[i], &clock, false, err))) i++;
+    while (i < p->n && !(st = run_with(p->requests[i], opts, false, err))) i++;
     if (st) {
         ane_error_prefix(err, "[pipeline] request %zu of %zu: ", i, p->n);
         /* What the rest would have written is from an earlier run: nothing old may look
@@ -534,5 +546,6 @@ ane_status ane_pipeline_run(ane_pipeline *p, const ane_run_options *opts, ane_er
         }
     }
     ane_mutex_unlock(&p->lock);
+    (void)ane_poll_swap(before);
     return st;
 }

@@ -20,18 +20,6 @@ typedef struct ane_backend_options {
     bool prepack;
 } ane_backend_options;
 
-/* Progress of one run: cancel flag and poll, looked at between steps. */
-typedef struct ane_run_clock {
-    const ane_run_options *opts;        /* never NULL; members may be */
-    int64_t next_poll;                  /* monotonic ns */
-} ane_run_clock;
-
-/* opts may be NULL. */
-void ane_run_clock_start(ane_run_clock *c, const ane_run_options *opts);
-/* ANE_ERR_CANCELLED when the flag is set or the poll asks for it. Cheap enough to be
- * called every few microseconds; the poll itself runs every 25 ms or more. */
-ane_status ane_run_clock_check(ane_run_clock *c, ane_error *err);
-
 typedef struct ane_backend {
     const char *name;
     bool (*available)(void);
@@ -45,7 +33,9 @@ typedef struct ane_backend {
     ane_status (*bind)(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
                        void **binding, ane_error *err);
     void (*unbind)(void *binding);
-    ane_status (*run)(void *binding, ane_run_clock *clock, bool profile, ane_error *err);
+    /* The caller has installed the thread's ane_poll. opts is never NULL. */
+    ane_status (*run)(void *binding, const ane_run_options *opts, bool profile,
+                      ane_error *err);
 
     /* Optional members; NULL means what the comment says. */
     bool (*supports_op)(const ane_op *op, const char **why);    /* NULL: all */
@@ -63,6 +53,9 @@ size_t ane_backend_count(void);
 const ane_backend *ane_backend_at(size_t i);
 /* NULL name: "cpu". Fails with the device's own reason when it is absent. */
 ane_status ane_backend_find(const char *name, const ane_backend **out, ane_error *err);
+
+/* ANE_ERR_CANCELLED when this thread's poll (base/sync.h) says stop. */
+ane_status ane_run_check(ane_error *err);
 
 extern const ane_backend ane_backend_cpu;
 

@@ -1,8 +1,9 @@
-/* The devices, in order of preference, and the poll that all of them share. */
+/* The devices, in order of preference, and what all of them share. */
 #include "backend.h"
 
+#include "../base/sync.h"
+
 #include <string.h>
-#include <time.h>
 
 /* Holds the engine's place until backend/apple exists. */
 static bool apple_available(void) { return false; }
@@ -47,31 +48,7 @@ ane_status ane_backend_find(const char *name, const ane_backend **out, ane_error
                     "[compile] unknown device \"%s\"; expected \"cpu\" or \"ane\"", name);
 }
 
-/* ---------------------------------------------------------------- poll */
-
-#define POLL_NS 25000000                /* decision 13 says 50 ms; steps take time too */
-
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-void ane_run_clock_start(ane_run_clock *c, const ane_run_options *opts) {
-    static const ane_run_options none = {.size = sizeof none};
-    c->opts = opts ? opts : &none;
-    c->next_poll = c->opts->poll ? now_ns() + POLL_NS : 0;
-}
-
-ane_status ane_run_clock_check(ane_run_clock *c, ane_error *err) {
-    const ane_run_options *o = c->opts;
-    if (o->cancel && *o->cancel)
-        return ane_fail(err, ANE_ERR_CANCELLED, "[run] cancelled by its flag");
-    if (!o->poll) return ANE_OK;
-    int64_t now = now_ns();
-    if (now < c->next_poll) return ANE_OK;
-    c->next_poll = now + POLL_NS;
-    if (o->poll(o->poll_arg))
-        return ane_fail(err, ANE_ERR_CANCELLED, "[run] cancelled by its poll function");
-    return ANE_OK;
+ane_status ane_run_check(ane_error *err) {
+    if (!ane_poll_check()) return ANE_OK;
+    return ane_fail(err, ANE_ERR_CANCELLED, "[run] cancelled");
 }

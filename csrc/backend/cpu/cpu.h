@@ -46,7 +46,7 @@ typedef struct ane_exec {
     ane_rt **rts;                       /* per island slot */
     ane_tensor *outputs;                /* the request's, for shapes found by running */
     uint64_t rng;
-    ane_run_clock *clock;
+    const ane_run_options *opts;        /* never NULL */
 } ane_exec;
 
 typedef ane_status ane_step_fn(ane_exec *ex, const ane_step *s, ane_error *err);
@@ -60,8 +60,9 @@ struct ane_step {
     const char *label;                  /* "matmul+add" */
     const char *kernel;                 /* what runs it, for reports */
     double flops;
-    bool in_place;                      /* may write output 0 over an input of the same
+    bool in_place;                      /* may write an output over an input of the same
                                            view: every element is read before written */
+    int in_place_only;                  /* > 0: only over this view of the step */
 };
 
 struct ane_plan {
@@ -72,7 +73,7 @@ struct ane_plan {
     const ane_function *fn;
     int n_in, n_out;
     const ane_tensor *key;              /* inputs, then outputs, surfaces NULL */
-    const int *alias;                   /* per output: input with the same view, or -1 */
+    const bool *alias;                  /* [output][input]: the same view */
     int n_bufs, cap_bufs;
     ane_buf *bufs;
     int n_steps, cap_steps;
@@ -107,13 +108,15 @@ bool ane_plan_fits(const ane_plan *p, const ane_tensor *inputs, const ane_tensor
 /* Where a value is while planning. */
 typedef struct ane_place {
     bool placed;                        /* `at` is good */
-    ane_view at;
+    bool wanted;                        /* `dest` is good: where to write it */
+    ane_view at, dest;
     int rt;                             /* island slot, -1: none */
 } ane_place;
 
 typedef struct ane_planner {
     ane_plan *plan;
     const ane_backend_options *opts;
+    struct ane_graph *graph;
     ane_place *places;                  /* by value id */
     uint32_t n_places;
     ane_error *err;
@@ -124,6 +127,16 @@ typedef struct ane_planner {
 ane_status ane_plan_operand(ane_planner *pl, const ane_value *v, ane_view *out);
 /* Where to write a value: its output buffer or a new scratch slot. */
 ane_status ane_plan_dest(ane_planner *pl, const ane_value *v, ane_view *out);
+/* A row-major scratch buffer of like's dtype and shape. */
+ane_status ane_plan_temp(ane_planner *pl, const ane_view *like, ane_view *out);
+/* Destinations: outputs first, then back through shape ops and concat, so that producers
+ * write where their result is wanted. */
+ane_status ane_plan_destinations(ane_planner *pl);
+ane_status ane_plan_join(ane_planner *pl, const ane_op *op);
+/* Copies at the end into outputs that alias an input go away where the producer may write
+ * there itself. */
+void ane_plan_elide(ane_planner *pl);
+int ane_plan_buf(ane_planner *pl, ane_buf_kind kind, size_t bytes);     /* -1: no memory */
 bool ane_plan_is_tensor(const ane_type *t);
 ane_step *ane_plan_step(ane_planner *pl, ane_step_fn *fn, const ane_op *op, int n_out,
                         int n_in);      /* zeroed views; NULL: no memory */
@@ -150,13 +163,20 @@ typedef struct ane_cpu_binding ane_cpu_binding;
 ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *outputs,
                         ane_cpu_binding **out, ane_error *err);     /* retains plan */
 void ane_cpu_unbind(ane_cpu_binding *b);
-ane_status ane_cpu_run(ane_cpu_binding *b, ane_run_clock *clock, bool profile,
+ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool profile,
                        ane_error *err);
 size_t ane_cpu_step_count(const ane_cpu_binding *b);
 void ane_cpu_step(const ane_cpu_binding *b, size_t i, ane_step_info *info);
 void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info);
 
 /* ---------------------------------------------------------------- shared small things */
+
+/* Does any input share output o's memory? */
+static inline bool ane_plan_aliased(const ane_plan *p, int o) {
+    for (int i = 0; i < p->n_in; i++)
+        if (p->alias[o * p->n_in + i]) return true;
+    return false;
+}
 
 static inline int64_t ane_view_count(const ane_view *v) {
     int64_t n = 1;

@@ -81,8 +81,8 @@ static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
 
 static void unbind(void *binding) { ane_cpu_unbind(binding); }
 
-static ane_status run(void *binding, ane_run_clock *clock, bool profile, ane_error *err) {
-    return ane_cpu_run(binding, clock, profile, err);
+static ane_status run(void *binding, const ane_run_options *opts, bool profile, ane_error *err) {
+    return ane_cpu_run(binding, opts, profile, err);
 }
 
 static ane_status infer(void *exe, const ane_tensor *inputs, ane_port *outputs,

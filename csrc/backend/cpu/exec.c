@@ -108,7 +108,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-ane_status ane_cpu_run(ane_cpu_binding *b, ane_run_clock *clock, bool profile,
+ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool profile,
                        ane_error *err) {
     const ane_plan *p = b->plan;
     ane_exec *ex = &b->ex;
@@ -125,13 +125,13 @@ ane_status ane_cpu_run(ane_cpu_binding *b, ane_run_clock *clock, bool profile,
             b->bound = scratch;
         }
     }
-    ex->clock = clock;
+    ex->opts = opts;
     /* Ops without a seed differ from run to run, and repeat from process to process. */
     ex->rng = ++b->runs * 0x9e3779b97f4a7c15u;
     ane_status st = ANE_OK;
     for (int i = 0; i < p->n_steps; i++) {
         const ane_step *s = &p->steps[i];
-        if (i && (st = ane_run_clock_check(clock, err))) break;
+        if (i && (st = ane_run_check(err))) break;
         double t = profile ? now() : 0;
         if ((st = s->fn(ex, s, err))) break;
         if (profile) b->seconds[i] = now() - t;

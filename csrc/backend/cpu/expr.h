@@ -21,7 +21,6 @@ struct ane_ins {
     ane_ins_fn *fn;                     /* NULL: a load of view `load` */
     int dst, a, b, c;                   /* registers, -1: none */
     int load;
-    int direct;                         /* fp32 view that may be the register itself; -1 */
     int kind;
     float s, t;
     int32_t k;
@@ -49,9 +48,9 @@ typedef struct ane_expr {
  * given). */
 ane_status ane_expr_build(ane_planner *pl, const ane_graph *g, const ane_group *grp,
                           const ane_value *result, ane_expr **out);
-/* Drops ones, sorts (chains only) and merges the dims of all views. keep: dims of the
- * iteration space that must not merge with their neighbours; extra views may be given that
- * take part. */
+/* Orders the dims by the strides of view 0, largest first, and merges those that step
+ * alike in every view. */
+void ane_expr_arrange(ane_expr *e, bool sort);
 
 /* Where a tile is: one address per view, and how rows and columns step. */
 typedef struct ane_tile {

@@ -343,7 +343,7 @@ static ane_status run_walk(ane_exec *ex, const ane_step *s, ane_error *err) {
         if (!in[i]) goto done;
         in[i]->kind = f->params[i]->type->kind;
     }
-    ane_walk_options opts = {.seed = ex->rng, .run = ex->clock->opts};
+    ane_walk_options opts = {.seed = ex->rng, .run = ex->opts};
     st = ane_function_eval(f, in, out, &opts, err);
     for (int i = 0; !st && i < n_in; i++)
         if (f->params[i]->type->kind == ANE_T_STATE)

@@ -1,6 +1,7 @@
 /* IR to planned steps: specialise for the shapes, place every value, emit one step per op
  * (or group of ops), lay scratch out by lifetime. */
-#include "cpu.h"
+#include "ops.h"
+#include "view.h"
 
 #include "../../pass/memplan.h"
 #include "../../pass/pass.h"
@@ -10,7 +11,7 @@
 
 /* ---------------------------------------------------------------- buffers, steps */
 
-static int add_buf(ane_planner *pl, ane_buf_kind kind, size_t bytes) {
+int ane_plan_buf(ane_planner *pl, ane_buf_kind kind, size_t bytes) {
     ane_plan *p = pl->plan;
     if (p->n_bufs == p->cap_bufs) {
         int cap = p->cap_bufs ? p->cap_bufs * 2 : 64;
@@ -45,71 +46,8 @@ ane_step *ane_plan_step(ane_planner *pl, ane_step_fn *fn, const ane_op *op, int 
     return s;
 }
 
-static void row_major(ane_view *v) {
-    int64_t stride = (int64_t)ane_dtype_size(v->dtype);
-    for (int i = v->rank - 1; i >= 0; i--) {
-        v->strides[i] = stride;
-        stride *= v->shape[i];
-    }
-}
-
 bool ane_plan_is_tensor(const ane_type *t) {
     return t->kind == ANE_T_TENSOR && ane_dtype_size(t->dtype) && ane_type_static(t);
-}
-
-static ane_status view_of_type(ane_planner *pl, const ane_type *t, int buf, ane_view *out) {
-    *out = (ane_view){.buf = buf, .dtype = t->dtype, .rank = t->rank};
-    memcpy(out->shape, t->dims, sizeof out->shape);
-    row_major(out);
-    (void)pl;
-    return ANE_OK;
-}
-
-static void view_of_tensor(const ane_tensor *t, int buf, ane_view *out) {
-    *out = (ane_view){.buf = buf, .dtype = t->dtype, .rank = t->rank};
-    memcpy(out->shape, t->shape, sizeof out->shape);
-    memcpy(out->strides, t->strides, sizeof out->strides);
-}
-
-ane_status ane_plan_operand(ane_planner *pl, const ane_value *v, ane_view *out) {
-    ane_place *place = &pl->places[v->id];
-    if (place->placed) {
-        *out = place->at;
-        return ANE_OK;
-    }
-    ANE_ASSERT(v->konst && ane_plan_is_tensor(v->konst->type));
-    if (!v->konst->data)
-        return ane_fail(pl->err, ANE_ERR_INVALID,
-                        "[compile] constant %s has no data: weight file %s was not found",
-                        v->name, v->konst->blob_path ? v->konst->blob_path : "?");
-    int buf = add_buf(pl, ANE_BUF_CONST, v->konst->bytes);
-    if (buf < 0) return ANE_ERR_NOMEM;
-    pl->plan->bufs[buf].data = v->konst->data;
-    view_of_type(pl, v->konst->type, buf, &place->at);
-    place->placed = true;
-    *out = place->at;
-    return ANE_OK;
-}
-
-ane_status ane_plan_dest(ane_planner *pl, const ane_value *v, ane_view *out) {
-    ane_plan *p = pl->plan;
-    ane_place *place = &pl->places[v->id];
-    ANE_ASSERT(!place->placed);
-    place->placed = true;
-    for (int i = 0; i < p->n_out; i++) {
-        if (p->fn->body->outputs[i] != v || p->alias[i] >= 0) continue;
-        view_of_tensor(&p->key[p->n_in + i], p->n_in + i, &place->at);
-        *out = place->at;
-        return ANE_OK;
-    }
-    size_t bytes;
-    if (!ane_type_bytes(v->type, &bytes))
-        return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] value %s is too large", v->name);
-    int buf = add_buf(pl, ANE_BUF_SCRATCH, bytes);
-    if (buf < 0) return ANE_ERR_NOMEM;
-    view_of_type(pl, v->type, buf, &place->at);
-    *out = place->at;
-    return ANE_OK;
 }
 
 /* ---------------------------------------------------------------- specialisation */
@@ -151,17 +89,6 @@ done:
 
 /* ---------------------------------------------------------------- plan */
 
-static uint32_t max_id(const ane_block *b, uint32_t m) {
-    for (int i = 0; i < b->n_params; i++)
-        if (b->params[i]->id > m) m = b->params[i]->id;
-    for (const ane_op *op = b->first; op; op = op->next) {
-        for (int i = 0; i < op->n_results; i++)
-            if (op->results[i]->id > m) m = op->results[i]->id;
-        for (int i = 0; i < op->n_blocks; i++) m = max_id(op->blocks[i], m);
-    }
-    return m;
-}
-
 static bool needs_walk(const ane_function *f) {
     for (int i = 0; i < f->n_params; i++)
         if (f->params[i]->type->kind != ANE_T_TENSOR) return true;
@@ -176,21 +103,57 @@ static bool all_known(const ane_op *op) {
     return op->n_results > 0;
 }
 
+/* One op by itself goes the way of a group of one. */
+static ane_status plan_group(ane_planner *pl, ane_group *grp) {
+    switch (grp->kind) {
+    case ANE_GROUP_CHAIN: return ane_plan_chain(pl, pl->graph, grp);
+    case ANE_GROUP_PRODUCT: return ane_plan_product(pl, pl->graph, grp);
+    case ANE_GROUP_REDUCE: return ane_plan_reduce(pl, pl->graph, grp);
+    case ANE_GROUP_SOFTMAX: return ane_plan_softmax(pl, pl->graph, grp);
+    }
+    return ANE_ERR_RUNTIME;
+}
+
+static ane_status plan_alone(ane_planner *pl, int i) {
+    ane_graph *g = pl->graph;
+    const ane_op *op = g->ops[i];
+    bool product = ane_op_is_product(op);
+    if (product || ane_op_is_pointwise(op)) {
+        ane_group *grp = ane_group_new(g, product ? ANE_GROUP_PRODUCT : ANE_GROUP_CHAIN);
+        if (!grp || !ane_group_add(g, grp, i))
+            return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+        grp->core = product ? i : -1;
+        grp->product = (ane_product){.alpha = 1, .out = op->results[0]};
+        if (product && !strcmp(op->row->name, "linear"))
+            grp->product.bias = ane_op_in(op, "bias");
+        return plan_group(pl, grp);
+    }
+    if (ane_op_is_join(op)) return ane_plan_join(pl, op);
+    bool done = false;
+    ane_status st = ane_plan_index(pl, op, &done);
+    return st || done ? st : ane_plan_fallback(pl, op);
+}
+
 static ane_status plan_ops(ane_planner *pl) {
     ane_plan *p = pl->plan;
     const ane_function *f = p->fn;
-    ane_status st = ANE_OK;
+    ane_graph *g = pl->graph;
     for (int i = 0; i < f->n_params; i++) {
         ane_place *place = &pl->places[f->params[i]->id];
-        view_of_tensor(&p->key[i], i, &place->at);
+        ane_view_of_tensor(&p->key[i], i, &place->at);
         place->placed = true;
     }
-    for (const ane_op *op = f->body->first; op && !st; op = op->next) {
-        if (all_known(op)) continue;
-        st = ane_plan_fallback(pl, op);
-        if (st) ane_error_prefix(pl->err, "%s: ", op->results && op->n_results
-                                                      ? op->results[0]->name
-                                                      : op->row->name);
+    ane_status st = ane_graph_fuse(g, pl->err);
+    if (!st) st = ane_plan_destinations(pl);
+    for (int i = 0; i < g->n && !st; i++) {
+        const ane_op *op = g->ops[i];
+        ane_group *grp = g->group[i];
+        /* Shape ops and folded casts are looked at when somebody needs them. */
+        if (all_known(op) || (!grp && (g->folded[i] || ane_op_is_move(op)))) continue;
+        if (!grp) st = plan_alone(pl, i);
+        else if (grp->ops[grp->n - 1] == i) st = plan_group(pl, grp);
+        if (st) ane_error_prefix(pl->err, "%s: ", op->n_results ? op->results[0]->name
+                                                                : op->row->name);
     }
     for (int i = 0; i < p->n_out && !st; i++) {
         const ane_value *v = f->body->outputs[i];
@@ -203,10 +166,11 @@ static ane_status plan_ops(ane_planner *pl) {
             continue;
         }
         st = ane_plan_operand(pl, v, &src);
-        if (st || src.buf == p->n_in + i) continue;
-        view_of_tensor(&p->key[p->n_in + i], p->n_in + i, &dst);
-        st = ane_plan_copy(pl, &dst, &src);
+        if (st) break;
+        ane_view_of_tensor(&p->key[p->n_in + i], p->n_in + i, &dst);
+        if (!ane_view_same(&src, &dst)) st = ane_plan_copy(pl, &dst, &src);
     }
+    if (!st) ane_plan_elide(pl);
     return st;
 }
 
@@ -248,16 +212,16 @@ static void key_of(ane_tensor *key, const ane_tensor *t) {
         if (t->shape[i] == 1) key->strides[i] = 0;      /* never used to step */
 }
 
-static int alias_of(const ane_tensor *inputs, int n_in, const ane_tensor *out) {
-    for (int i = 0; i < n_in && out->surface; i++)
-        if (inputs[i].surface == out->surface && inputs[i].offset == out->offset) return i;
-    return -1;
+static bool alias_of(const ane_tensor *in, const ane_tensor *out) {
+    return out->surface && in->surface == out->surface && in->offset == out->offset &&
+           ane_tensor_count(out) > 0;
 }
 
 ane_status ane_plan_create(const ane_function *f, const ane_backend_options *opts,
                            const ane_tensor *inputs, const ane_tensor *outputs,
                            ane_plan **out, ane_error *err) {
     ane_plan *p = ane_calloc(1, sizeof *p);
+    ane_graph graph;
     ane_planner pl = {.plan = p, .opts = opts, .err = err};
     ane_status st = ANE_ERR_NOMEM;
     if (!p || !(p->arena = ane_arena_create())) {
@@ -275,11 +239,12 @@ ane_status ane_plan_create(const ane_function *f, const ane_backend_options *opt
     if (st) goto done;
 
     ane_tensor *key = ane_arena_alloc(p->arena, (size_t)(p->n_in + p->n_out) * sizeof *key);
-    int *alias = ane_arena_alloc(p->arena, (size_t)p->n_out * sizeof *alias);
-    pl.n_places = max_id(fn->body, 0) + 1;
-    for (int i = 0; i < fn->n_params; i++)
-        if (fn->params[i]->id >= pl.n_places) pl.n_places = fn->params[i]->id + 1;
-    pl.places = ane_calloc(pl.n_places, sizeof *pl.places);
+    bool *alias = ane_arena_alloc(p->arena, (size_t)(p->n_out * p->n_in) * sizeof *alias);
+    st = ane_graph_build(fn, p->arena, &graph, err);
+    if (st) goto done;
+    pl.graph = &graph;
+    pl.n_places = graph.n_values;
+    pl.places = ane_calloc(pl.n_places + 1, sizeof *pl.places);
     if (!key || !alias || !pl.places) {
         st = ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
         goto done;
@@ -288,12 +253,13 @@ ane_status ane_plan_create(const ane_function *f, const ane_backend_options *opt
     for (int i = 0; i < p->n_in; i++) key_of(&key[i], &inputs[i]);
     for (int i = 0; i < p->n_out; i++) {
         key_of(&key[p->n_in + i], &outputs[i]);
-        alias[i] = alias_of(inputs, p->n_in, &outputs[i]);
+        for (int j = 0; j < p->n_in; j++)
+            alias[i * p->n_in + j] = alias_of(&inputs[j], &outputs[i]);
     }
     p->key = key;
     p->alias = alias;
     for (int i = 0; i < p->n_in + p->n_out; i++) {
-        int b = add_buf(&pl, i < p->n_in ? ANE_BUF_INPUT : ANE_BUF_OUTPUT, 0);
+        int b = ane_plan_buf(&pl, i < p->n_in ? ANE_BUF_INPUT : ANE_BUF_OUTPUT, 0);
         if (b < 0) {
             st = ANE_ERR_NOMEM;
             goto done;
@@ -337,9 +303,10 @@ static bool same_key(const ane_tensor *a, const ane_tensor *t) {
 bool ane_plan_fits(const ane_plan *p, const ane_tensor *inputs, const ane_tensor *outputs) {
     for (int i = 0; i < p->n_in; i++)
         if (!same_key(&p->key[i], &inputs[i])) return false;
-    for (int i = 0; i < p->n_out; i++)
-        if (!same_key(&p->key[p->n_in + i], &outputs[i]) ||
-            p->alias[i] != alias_of(inputs, p->n_in, &outputs[i]))
-            return false;
+    for (int i = 0; i < p->n_out; i++) {
+        if (!same_key(&p->key[p->n_in + i], &outputs[i])) return false;
+        for (int j = 0; j < p->n_in; j++)
+            if (p->alias[i * p->n_in + j] != alias_of(&inputs[j], &outputs[i])) return false;
+    }
     return true;
 }

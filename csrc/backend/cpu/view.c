@@ -122,6 +122,12 @@ void ane_view_of_type(const ane_type *t, int buf, ane_view *out) {
     }
 }
 
+void ane_view_of_tensor(const ane_tensor *t, int buf, ane_view *out) {
+    *out = (ane_view){.buf = buf, .dtype = t->dtype, .rank = t->rank};
+    memcpy(out->shape, t->shape, sizeof out->shape);
+    memcpy(out->strides, t->strides, sizeof out->strides);
+}
+
 int ane_views_merge(int n, ane_view *const *v) {
     int rank = v[0]->rank, m = 0;
     for (int d = 0; d < rank; d++) {

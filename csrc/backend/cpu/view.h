@@ -17,6 +17,8 @@ bool ane_view_same(const ane_view *a, const ane_view *b);
 bool ane_view_contiguous(const ane_view *v);
 /* Row-major over a buffer of its own. */
 void ane_view_of_type(const ane_type *t, int buf, ane_view *out);
+/* Of a plan's key: offset 0 in its buffer. */
+void ane_view_of_tensor(const ane_tensor *t, int buf, ane_view *out);
 /* Views of one shape: drops ones and merges neighbouring dims that step alike in all.
  * Returns the rank that is left. */
 int ane_views_merge(int n, ane_view *const *v);

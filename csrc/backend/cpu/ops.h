@@ -1,0 +1,30 @@
+/* The op families of the CPU device: each plans a step (or only moves a view). */
+#ifndef ANE_CPU_OPS_H
+#define ANE_CPU_OPS_H
+
+#include "../../pass/group.h"
+#include "cpu.h"
+
+/* "mul+add+tanh" in the plan's arena. */
+const char *ane_group_label(ane_planner *pl, const ane_graph *g, const ane_group *grp);
+
+ane_status ane_plan_chain(ane_planner *pl, const ane_graph *g, const ane_group *grp);
+ane_status ane_plan_reduce(ane_planner *pl, const ane_graph *g, const ane_group *grp);
+ane_status ane_plan_softmax(ane_planner *pl, const ane_graph *g, const ane_group *grp);
+ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group *grp);
+/* gather, scatter: *done is false when the op is left to the reference. */
+ane_status ane_plan_index(ane_planner *pl, const ane_op *op, bool *done);
+
+/* Shape ops. The result as a view of the operand's; false: not a view op, or not without a
+ * copy. */
+bool ane_move_view(const ane_op *op, int result, const ane_view *x, ane_view *out);
+/* Which ops may be views at all, from names and constants alone. */
+bool ane_op_is_move(const ane_op *op);
+/* The other way: where the operand must be for `out` to be where it is. Only for ops that
+ * keep every element. */
+bool ane_move_back(const ane_op *op, const ane_view *out, ane_view *x);
+/* concat and stack: part i of the result. */
+bool ane_op_is_join(const ane_op *op);
+void ane_join_part(const ane_op *op, int i, const ane_view *whole, ane_view *part);
+
+#endif
