@@ -450,7 +450,7 @@ static ane_status begin_run(const ane_run_options **opts, ane_poll *poll, ane_po
 static ane_status run_checked(ane_request *r, const ane_run_options *opts, bool profile,
                               ane_error *err) {
     ane_error local;
-    ane_poll poll, *before;
+    ane_poll poll, *before = NULL;
     if (!err) err = &local;
     ane_status st = begin_run(&opts, &poll, &before, err);
     if (st) return st;
@@ -528,7 +528,7 @@ ane_request *ane_pipeline_request(const ane_pipeline *p, size_t i) {
 
 ane_status ane_pipeline_run(ane_pipeline *p, const ane_run_options *opts, ane_error *err) {
     ane_error local;
-    ane_poll poll, *before;
+    ane_poll poll, *before = NULL;
     if (!err) err = &local;
     ane_status st = begin_run(&opts, &poll, &before, err);
     if (st) return st;
