@@ -59,6 +59,13 @@ METHOD(ane_py_tensor_permute);
 PyObject *ane_py_tensor_batch(PyObject *self, PyObject *arg);
 PyObject *ane_py_tensor_transposed(PyObject *self, void *closure);
 
+/* map_type.c, dlpack.c, share.c, pool_type.c */
+METHOD(ane_py_tensor_map);
+METHOD(ane_py_tensor_dlpack);
+METHOD0(ane_py_tensor_dlpack_device);
+PyObject *ane_py_tensor_from_dlpack(PyObject *cls, PyObject *arg);
+int ane_py_add_map(PyObject *module, ane_py_state *st);
+
 /* tensor_data.c */
 METHOD(ane_py_tensor_from_numpy);
 METHOD(ane_py_tensor_wrap);

@@ -370,6 +370,20 @@ static PyMethodDef tensor_methods[] = {
     {"__array__", KEYWORDS(ane_py_tensor_array),
      PyDoc_STR("__array__(dtype=None, copy=None) with NumPy 2's meaning: copy=False raises "
                "where a copy is needed.")},
+    {"__dlpack__", KEYWORDS(ane_py_tensor_dlpack),
+     PyDoc_STR("__dlpack__(*, stream=None, max_version=None, dl_device=None, copy=None)\n\n"
+               "A DLPack capsule; while it or its consumer lives, close() raises.")},
+    {"__dlpack_device__", ane_py_tensor_dlpack_device, METH_NOARGS,
+     PyDoc_STR("__dlpack_device__() -> (1, 0), the CPU")},
+    {"from_dlpack", (PyCFunction)ane_py_tensor_from_dlpack, METH_O | METH_CLASS,
+     PyDoc_STR("from_dlpack(x) -> Tensor\n\nA tensor over the memory of a PyTorch, JAX, NumPy "
+               "... array or a DLPack capsule, without a copy. Read-only where the capsule "
+               "says so, or is of a version (before 1.0) that cannot say.")},
+    {"map", KEYWORDS(ane_py_tensor_map),
+     PyDoc_STR("map(mode=\"rw\") -> TensorMap\n\nLocks the memory for reading ('r'), writing "
+               "('w': the old contents are given up) or both. The lock is counted: maps nest "
+               "and may be held by several threads.\n\n"
+               ">>> with t.map(\"w\") as m:\n...     m.numpy()[:] = 0")},
     {"copy_from", ane_py_tensor_copy_from, METH_O,
      PyDoc_STR("copy_from(a) -> self\n\nCopies an array or tensor of the same shape and "
                "dtype into this one. Threaded above 256 KiB.\n\nRaises ValueError for another "
@@ -484,6 +498,6 @@ ane_py_state *ane_py_state_by_type(PyTypeObject *type) {
 
 int ane_py_add_tensor(PyObject *module, ane_py_state *st) {
     st->tensor_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &tensor_spec, NULL);
-    if (!st->tensor_type) return -1;
-    return PyModule_AddType(module, st->tensor_type);
+    if (!st->tensor_type || PyModule_AddType(module, st->tensor_type) < 0) return -1;
+    return ane_py_add_map(module, st);
 }
