@@ -144,6 +144,10 @@ ANE_API ane_memory ane_memory_default(void);
 /* bytes may be 0 (one byte is then held). Contents are zero. name may be NULL. */
 ANE_API ane_status ane_surface_create(ane_memory kind, size_t bytes, const char *name,
                                       ane_surface **out, ane_error *err);
+/* The same, but small shm surfaces get a descriptor of their own (offset 0) instead of a slot
+ * of a common file: for sharing with code that is not ours. */
+ANE_API ane_status ane_surface_create_apart(ane_memory kind, size_t bytes, const char *name,
+                                            ane_surface **out, ane_error *err);
 /* Wraps [base, base+bytes); release(arg) runs once, when the last reference goes. */
 ANE_API ane_status ane_surface_wrap(void *base, size_t bytes, bool readonly,
                                     void (*release)(void *arg), void *arg,
@@ -167,6 +171,34 @@ ANE_API void ane_surface_invalidate(ane_surface *s, size_t offset, size_t bytes,
 ANE_API void ane_surface_validate(ane_surface *s, size_t offset, size_t bytes);
 ANE_API ane_status ane_surface_check(const ane_surface *s, size_t offset, size_t bytes,
                                      ane_error *err);
+
+/* Sharing with other processes; UNSUPPORTED for heap and external memory. A descriptor is the
+ * surface's own (do not close it) and its file position is *offset. A handle is a short text
+ * naming this process' descriptor; lookup opens it through /proc (Linux), and fails with
+ * NOT_FOUND once the holder closed it. seal: refuse a file that could shrink under us. */
+ANE_API ane_status ane_surface_descriptor(ane_surface *s, int *fd, size_t *offset,
+                                          ane_error *err);
+ANE_API ane_status ane_surface_from_descriptor(int fd, size_t offset, size_t bytes, bool seal,
+                                               ane_surface **out, ane_error *err);
+ANE_API ane_status ane_surface_handle(ane_surface *s, char *text, size_t n, ane_error *err);
+ANE_API ane_status ane_surface_lookup(const char *text, ane_surface **out, ane_error *err);
+/* Named POSIX shared memory: create it with a name that begins with '/'. The name goes when
+ * its creator releases the surface (mappings stay), or by unlink. */
+ANE_API ane_status ane_surface_open(const char *name, size_t bytes, ane_surface **out,
+                                    ane_error *err);
+ANE_API ane_status ane_surface_unlink(const char *name, ane_error *err);
+
+/* Recycling by size class. take gives a surface with a fresh identity and arbitrary contents;
+ * its last release returns it while at most `limit` bytes idle. destroy may come before. */
+typedef struct ane_surface_pool ane_surface_pool;
+ANE_API ane_status ane_surface_pool_create(ane_memory memory, size_t limit,
+                                           ane_surface_pool **out, ane_error *err);
+ANE_API void ane_surface_pool_destroy(ane_surface_pool *p);
+ANE_API void ane_surface_pool_clear(ane_surface_pool *p);
+ANE_API ane_status ane_surface_pool_take(ane_surface_pool *p, size_t bytes,
+                                         ane_surface **out, ane_error *err);
+ANE_API void ane_surface_pool_stats(ane_surface_pool *p, size_t *held, uint64_t *hits,
+                                    uint64_t *misses);
 
 /* A view: plain data. Whoever keeps one retains its surface; arguments are borrowed. */
 typedef struct ane_tensor {

@@ -149,6 +149,12 @@ PyObject *ane_py_tensor_dlpack(PyObject *self, PyObject *args, PyObject *kw) {
                                      &device, &copy))
         return NULL;
     long major = 0, minor = 0, type = DL_CPU, id = 0;
+    if ((version != Py_None && !PyTuple_Check(version)) ||
+        (device != Py_None && !PyTuple_Check(device))) {
+        PyErr_SetString(PyExc_TypeError, "[dlpack] max_version and dl_device are pairs of "
+                                         "integers");
+        return NULL;
+    }
     if (version != Py_None && !PyArg_ParseTuple(version, "ll", &major, &minor)) return NULL;
     if (device != Py_None && !PyArg_ParseTuple(device, "ll", &type, &id)) return NULL;
     if (stream != Py_None) {

@@ -26,8 +26,10 @@ PyObject *ane_py_tensor_make(PyTypeObject *type, ane_py_state *st, const ane_ten
 ane_py_state *ane_py_state_by_type(PyTypeObject *type);
 /* NULL or None: the default kind. 0 or -1. */
 int ane_py_memory(PyObject *obj, ane_memory *out);
-/* A fresh surface and its row-major view; *t holds the only reference. */
-int ane_py_alloc(ane_py_state *st, ane_memory memory, ane_dtype dtype, int rank,
+/* A fresh surface and its row-major view; *t holds the only reference. A named shm surface,
+ * or one of ANE_PY_APART, gets a descriptor of its own. */
+#define ANE_PY_APART 0x100
+int ane_py_alloc(ane_py_state *st, int memory, ane_dtype dtype, int rank,
                  const int64_t *shape, size_t capacity, const char *name, ane_tensor *t);
 
 /* The NumPy array over exporter's bytes; a memoryview is its base, so it counts as an
@@ -64,7 +66,19 @@ METHOD(ane_py_tensor_map);
 METHOD(ane_py_tensor_dlpack);
 METHOD0(ane_py_tensor_dlpack_device);
 PyObject *ane_py_tensor_from_dlpack(PyObject *cls, PyObject *arg);
+PyObject *ane_py_tensor_id(PyObject *self, void *closure);
+PyObject *ane_py_tensor_lookup(PyObject *cls, PyObject *arg);
+METHOD0(ane_py_tensor_fileno);
+PyObject *ane_py_tensor_fd_offset(PyObject *self, void *closure);
+METHOD(ane_py_tensor_from_fd);
+METHOD(ane_py_tensor_open);
+PyObject *ane_py_tensor_unlink(PyObject *cls, PyObject *arg);
+METHOD0(ane_py_tensor_share);
+PyObject *ane_py_tensor_from_share(PyObject *cls, PyObject *args);
+METHOD0(ane_py_tensor_reduce);
+PyObject *ane_py_tensor_from_value(PyObject *cls, PyObject *args);
 int ane_py_add_map(PyObject *module, ane_py_state *st);
+int ane_py_add_pool(PyObject *module, ane_py_state *st);
 
 /* tensor_data.c */
 METHOD(ane_py_tensor_from_numpy);

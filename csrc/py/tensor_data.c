@@ -39,7 +39,11 @@ METHOD(ane_py_tensor_wrap) {
                      (PyObject *)Py_TYPE(obj));
         return NULL;
     }
-    PyArrayObject *a = (PyArrayObject *)PyArray_FromAny(obj, NULL, 0, 0, 0, NULL);
+    /* Through a memoryview, since NumPy takes bytes for a string. */
+    PyObject *from = PyArray_Check(obj) ? Py_NewRef(obj) : PyMemoryView_FromObject(obj);
+    PyArrayObject *a =
+        from ? (PyArrayObject *)PyArray_FromAny(from, NULL, 0, 0, 0, NULL) : NULL;
+    Py_XDECREF(from);
     if (!a) return NULL;
     PyObject *out = NULL;
     ane_tensor t;

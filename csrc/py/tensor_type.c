@@ -59,22 +59,25 @@ int ane_py_memory(PyObject *obj, ane_memory *out) {
     return -1;
 }
 
-int ane_py_alloc(ane_py_state *st, ane_memory memory, ane_dtype dtype, int rank,
+int ane_py_alloc(ane_py_state *st, int memory, ane_dtype dtype, int rank,
                  const int64_t *shape, size_t capacity, const char *name, ane_tensor *t) {
     ane_error err = {0};
     ane_tensor probe;
     ane_surface *s = NULL;
     size_t bytes = 0;
+    ane_status (*create)(ane_memory, size_t, const char *, ane_surface **, ane_error *) =
+        memory & ANE_PY_APART ? ane_surface_create_apart : ane_surface_create;
+    ane_memory kind = (ane_memory)(memory & ~ANE_PY_APART);
     ane_status status = ane_shape_size(dtype, rank, shape, &bytes, &err);
     if (status) goto fail;
     if (capacity < bytes) capacity = bytes;
     /* The lock is let go only for blocks whose zeroing or mapping takes a while. */
     if (capacity > ((size_t)1 << 16)) {
         Py_BEGIN_ALLOW_THREADS
-        status = ane_surface_create(memory, capacity, name, &s, &err);
+        status = create(kind, capacity, name, &s, &err);
         Py_END_ALLOW_THREADS
     } else {
-        status = ane_surface_create(memory, capacity, name, &s, &err);
+        status = create(kind, capacity, name, &s, &err);
     }
     if (!status) status = ane_tensor_init(&probe, s, 0, dtype, rank, shape, &err);
     if (status) goto fail;
@@ -112,7 +115,9 @@ static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *kw) {
         capacity = (size_t)n;
     }
     ane_tensor t;
-    if (ane_py_alloc(st, m, d, rank, dims, capacity, name, &t) < 0) return NULL;
+    /* Whoever asks for shm by name wants to share it, maybe with code that maps at 0. */
+    int want = mem && mem != Py_None ? (int)m | ANE_PY_APART : (int)m;
+    if (ane_py_alloc(st, want, d, rank, dims, capacity, name, &t) < 0) return NULL;
     if (capacity && capacity < (size_t)ane_tensor_count(&t) * ane_dtype_size(d)) {
         PyErr_Format(PyExc_ValueError,
                      "[Tensor] capacity of %zu bytes is below the shape's %zu", capacity,
@@ -329,6 +334,31 @@ done:
     return out;
 }
 
+/* rich's protocol: an iterable of (name, value). */
+static PyObject *tensor_rich_repr(PyObject *self, PyObject *unused) {
+    (void)unused;
+    TensorObject *o = ANE_TENSOR(self);
+    if (!o->t.surface) return Py_BuildValue("[(sO)]", "closed", Py_True);
+    const ane_tensor *t = &o->t;
+    PyObject *list = Py_BuildValue(
+        "[(sN)(ss)(ss)(sL)]", "shape", ane_py_shape_tuple(t->rank, t->shape), "dtype",
+        ane_dtype_name(t->dtype), "memory", ane_memory_name(ane_surface_memory(t->surface)),
+        "nbytes", (long long)ane_tensor_count(t) * (long long)ane_dtype_size(t->dtype));
+    const char *name = ane_surface_name(t->surface);
+    PyObject *more[2] = {NULL, NULL};
+    bool ok = list != NULL;
+    if (ok && *name) ok = (more[0] = Py_BuildValue("(ss)", "name", name)) != NULL;
+    if (ok && !ane_tensor_contiguous(t))
+        ok = (more[1] = Py_BuildValue("(sN)", "strides",
+                                      ane_py_shape_tuple(t->rank, t->strides))) != NULL;
+    for (int i = 0; i < 2; i++) {
+        if (ok && more[i]) ok = PyList_Append(list, more[i]) == 0;
+        Py_XDECREF(more[i]);
+    }
+    if (!ok) Py_CLEAR(list);
+    return list;
+}
+
 static Py_ssize_t tensor_length(PyObject *self) {
     const ane_tensor *t = ane_py_open(self, "len");
     if (!t) return -1;
@@ -384,6 +414,33 @@ static PyMethodDef tensor_methods[] = {
                "('w': the old contents are given up) or both. The lock is counted: maps nest "
                "and may be held by several threads.\n\n"
                ">>> with t.map(\"w\") as m:\n...     m.numpy()[:] = 0")},
+    {"lookup", (PyCFunction)ane_py_tensor_lookup, METH_O | METH_CLASS,
+     PyDoc_STR("lookup(id) -> Tensor\n\nThe tensor that another process (or this one) knows by "
+               "t.id, over the same memory.\n\nRaises KeyError when its holder closed it or "
+               "ended.")},
+    {"fileno", ane_py_tensor_fileno, METH_NOARGS,
+     PyDoc_STR("fileno() -> int\n\nThe memory's descriptor, owned by the tensor: dup or send "
+               "it, do not close it. Its file position is where the surface starts (0 for "
+               "mem=\"shm\"; a small tensor of the default kind lies in a common file).")},
+    {"from_fd", KEYWORDS(ane_py_tensor_from_fd) | METH_CLASS,
+     PyDoc_STR("from_fd(fd, shape, dtype=\"float32\", offset=None, *, seal=True) -> Tensor\n\n"
+               "A tensor over a descriptor's memory; the descriptor is duplicated and stays the "
+               "caller's. offset in bytes, by default the file position. Memory that cannot be "
+               "sealed against shrinking is refused unless seal=False.\n\nRaises ValueError "
+               "when the file is too small.")},
+    {"open", KEYWORDS(ane_py_tensor_open) | METH_CLASS,
+     PyDoc_STR("open(name, shape, dtype=\"float32\") -> Tensor\n\nNamed POSIX shared memory "
+               "that another process made by Tensor(shape, mem=\"shm\", name=\"/...\"). The "
+               "name lives until its maker closes the tensor, or unlink().")},
+    {"unlink", (PyCFunction)ane_py_tensor_unlink, METH_O | METH_CLASS,
+     PyDoc_STR("unlink(name)\n\nRemoves a name that a killed process left behind.")},
+    {"_share", ane_py_tensor_share, METH_NOARGS, NULL},
+    {"_from_share", (PyCFunction)ane_py_tensor_from_share, METH_VARARGS | METH_CLASS, NULL},
+    {"_from_value", (PyCFunction)ane_py_tensor_from_value, METH_VARARGS | METH_CLASS, NULL},
+    {"__reduce__", ane_py_tensor_reduce, METH_NOARGS,
+     PyDoc_STR("Pickles carry class, shape, dtype, memory kind and values; multiprocessing sends "
+               "shm tensors without a copy instead.")},
+    {"__rich_repr__", tensor_rich_repr, METH_NOARGS, NULL},
     {"copy_from", ane_py_tensor_copy_from, METH_O,
      PyDoc_STR("copy_from(a) -> self\n\nCopies an array or tensor of the same shape and "
                "dtype into this one. Threaded above 256 KiB.\n\nRaises ValueError for another "
@@ -436,6 +493,11 @@ static PyGetSetDef tensor_getset[] = {
     GET(is_contiguous, "Whether the elements are row-major without gaps."),
     GET(closed, "Whether close() was called."),
     GET(exports, "Live arrays, memoryviews and capsules."),
+    {"id", ane_py_tensor_id, NULL,
+     PyDoc_STR("Names this tensor to other processes: see lookup. It stays valid while this "
+               "process holds the memory."), NULL},
+    {"fd_offset", ane_py_tensor_fd_offset, NULL,
+     PyDoc_STR("Bytes from the start of fileno()'s file to the first element."), NULL},
     {"t", ane_py_tensor_transposed, NULL,
      PyDoc_STR("A view with the last two axes exchanged."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -499,5 +561,5 @@ ane_py_state *ane_py_state_by_type(PyTypeObject *type) {
 int ane_py_add_tensor(PyObject *module, ane_py_state *st) {
     st->tensor_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &tensor_spec, NULL);
     if (!st->tensor_type || PyModule_AddType(module, st->tensor_type) < 0) return -1;
-    return ane_py_add_map(module, st);
+    return ane_py_add_map(module, st) < 0 ? -1 : ane_py_add_pool(module, st);
 }

@@ -10,5 +10,6 @@ int ane_py_testing_eval(PyObject *t, ane_py_state *st);
 int ane_py_testing_weights(PyObject *t, ane_py_state *st);
 int ane_py_testing_kernels(PyObject *t, ane_py_state *st);
 int ane_py_testing_run(PyObject *t, ane_py_state *st);
+int ane_py_testing_tensor(PyObject *t, ane_py_state *st);
 
 #endif

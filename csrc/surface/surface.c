@@ -135,7 +135,7 @@ ane_surface *ane__surface_new(ane_memory kind, size_t bytes, const char *name,
     atomic_init(&s->refs, 1);
     s->memory = kind;
     s->bytes = bytes;
-    s->fd = -1;
+    s->fd = s->own_fd = -1;
     s->forks = ane__fork_count();
     s->identity = ane__identity_next();
     (void)pthread_mutex_init(&s->mutex, NULL);
@@ -155,8 +155,8 @@ void ane__surface_destroy(ane_surface *s) {
     ane__surface_free(s);
 }
 
-ane_status ane_surface_create(ane_memory kind, size_t bytes, const char *name,
-                              ane_surface **out, ane_error *err) {
+static ane_status create(ane_memory kind, size_t bytes, const char *name, bool apart,
+                         ane_surface **out, ane_error *err) {
     if (!known(kind) || kind == ANE_MEM_EXTERNAL)
         return ane_fail(err, ANE_ERR_INVALID,
                         "[surface_create] memory kind %d cannot be created; use heap, shm, "
@@ -175,6 +175,7 @@ ane_status ane_surface_create(ane_memory kind, size_t bytes, const char *name,
     if (st) return st;
     ane_surface *s = ane__surface_new(kind, bytes, name, err);
     if (!s) return ANE_ERR_NOMEM;
+    s->apart = apart;
     st = kinds[kind].kind->create(s, held, err);
     if (st) {
         ane__surface_free(s);
@@ -182,6 +183,16 @@ ane_status ane_surface_create(ane_memory kind, size_t bytes, const char *name,
     }
     *out = s;
     return ANE_OK;
+}
+
+ane_status ane_surface_create(ane_memory kind, size_t bytes, const char *name,
+                              ane_surface **out, ane_error *err) {
+    return create(kind, bytes, name, false, out, err);
+}
+
+ane_status ane_surface_create_apart(ane_memory kind, size_t bytes, const char *name,
+                                    ane_surface **out, ane_error *err) {
+    return create(kind, bytes, name, true, out, err);
 }
 
 ane_surface *ane_surface_retain(ane_surface *s) {

@@ -22,6 +22,7 @@ struct ane_surface {
     /* Somebody outside this process may see the bytes: they are never handed to another
      * surface of ours while that may last. */
     atomic_bool shared;
+    bool apart;                     /* shm: a descriptor of its own, however small */
     unsigned forks;                 /* ane__fork_count() at creation */
     unsigned char *base;
     size_t bytes, capacity;
@@ -47,8 +48,11 @@ struct ane_surface {
     /* external, may be NULL: is the memory behind these bytes still what was wrapped? Asked
      * by every ane_surface_check, with release_arg. */
     ane_status (*check)(void *arg, size_t offset, size_t bytes, ane_error *err);
+    int own_fd;                     /* of a segment's slot, opened when asked for; -1 */
     struct ane_surface_pool *pool;  /* where the last release puts it; NULL: destroy */
     ane_surface *next_free;         /* in a pool's list */
+    int pool_class;
+    size_t pool_bytes;
 };
 
 typedef struct ane__surface_kind {

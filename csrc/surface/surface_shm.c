@@ -126,7 +126,7 @@ static ane_status create_named(ane_surface *s, size_t bytes, ane_error *err) {
 
 static ane_status create(ane_surface *s, size_t bytes, ane_error *err) {
     bool named = s->name && s->name[0] == '/';
-    if (bytes <= ANE__SEGMENT_MAX && !named) return ane__segment_take(s, bytes, err);
+    if (bytes <= ANE__SEGMENT_MAX && !named && !s->apart) return ane__segment_take(s, bytes, err);
     size_t n = ane__round_up(bytes, ane__page_size());
     if (!n || n > (size_t)INT64_MAX)
         return ane_fail(err, ANE_ERR_NOMEM, "[surface_create] %zu bytes is too large", bytes);
@@ -143,6 +143,7 @@ static ane_status create(ane_surface *s, size_t bytes, ane_error *err) {
 
 static void destroy(ane_surface *s) {
     if (s->handle) {
+        if (s->own_fd >= 0) (void)close(s->own_fd);
         ane__segment_give(s);
         return;
     }

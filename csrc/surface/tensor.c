@@ -133,7 +133,9 @@ ane_status ane_tensor_check(const ane_tensor *t, ane_error *err) {
 }
 
 ane_status ane_tensor_readable(const ane_tensor *t, ane_error *err) {
-    if (!atomic_load_explicit(&t->surface->any_invalid, memory_order_acquire)) return ANE_OK;
+    if (!t->surface->check &&
+        !atomic_load_explicit(&t->surface->any_invalid, memory_order_acquire))
+        return ANE_OK;
     size_t lo, hi;
     ane_tensor_extent(t, &lo, &hi);
     return ane_surface_check(t->surface, lo, hi - lo, err);
