@@ -38,11 +38,8 @@ def lines() -> Iterator[str]:
     memory = available_memory()
     yield (f"CPU: {cpu_name()}, {_core.num_threads()} threads"
            + (f", {gigabytes(memory)} of memory free" if memory else ""))
-    if hasattr(_core, "kernel_tables"):
-        for name, built, usable, chosen in _core.kernel_tables():
-            state = ("chosen" if chosen else "usable" if usable else
-                     "not supported by this CPU" if built else "not built by this compiler")
-            yield f"kernel table {name}: {state}"
+    for name, state in _core.isa_tables():
+        yield f"kernel table {name}: {state}"
     for name, available, detail in _core.devices():
         yield f"device {name}: {'available' if available else 'absent'}: {detail}"
     yield f"cache folder: {cache_dir()}"
