@@ -13,6 +13,7 @@
 
 #define ANE_TESTING_MAP(X)                                                                 \
     /* kernels */                                                                      \
+    X(ane_kernels_peak)                                                                \
     X(ane_kernels_count) X(ane_kernels_at) X(ane_kernels_get) X(ane_gemm_with)         \
     X(ane_gemm_pack_with) X(ane_gemm_pack_bytes_with) X(ane_gemm_name)                 \
     X(ane_gemm_scratch) X(ane_convert_with) X(ane_parallel_for) X(ane_worker_index)    \

@@ -15,80 +15,105 @@ static inline float load_one(const char *p, ane_dtype dtype) {
     return t[0];
 }
 
-/* Rows (A) or columns (B) are neighbours in memory: copy W of them per k. */
+/* Panels of W from a source whose rows (A) or columns (B) are neighbours in memory. A few k
+ * at a time over all panels: the source is read in whole cache lines, and rows a power of
+ * two apart do not fight for the same few lines of the first-level cache. */
 #define PACK_ACROSS(name, W, LD, LDN, size)                                               \
-    static void name(float *d, const char *s, int64_t s_k, size_t count, size_t k) {      \
-        if (count == W) {                                                                 \
-            for (size_t p = 0; p < k; p++, d += W, s += s_k) {                            \
-                size_t j = 0;                                                             \
-                UNROLL for (; j + VW <= W; j += VW) v_storeu(d + j, LD(s + j * size));    \
-                if (W % VW) v_store_n(d + j, LDN(s + j * size, W % VW), W % VW);          \
+    static void name(char *d, size_t stride, const char *s, int64_t s_k, size_t count,    \
+                     size_t k) {                                                          \
+        for (size_t p0 = 0; p0 < k; p0 += 8) {                                            \
+            size_t p1 = p0 + 8 < k ? p0 + 8 : k, i = 0;                                   \
+            for (; i + W <= count; i += W) {                                              \
+                float *to = (float *)(void *)(d + i / W * stride) + p0 * W;               \
+                const char *from = s + i * size + (int64_t)p0 * s_k;                      \
+                for (size_t p = p0; p < p1; p++, to += W, from += s_k) {                  \
+                    UNROLL for (size_t j = 0; j + VW <= W; j += VW)                       \
+                        v_storeu(to + j, LD(from + j * size));                            \
+                    if (W % VW)                                                           \
+                        v_store_n(to + W / VW * VW, LDN(from + W / VW * VW * size,        \
+                                                        W % VW), W % VW);                 \
+                }                                                                         \
             }                                                                             \
-            return;                                                                       \
+            if (i == count) continue;                                                     \
+            for (size_t p = p0; p < p1; p++)                                              \
+                for (size_t j = 0; j < W; j += VW) {                                      \
+                    size_t have = count - i > j ? count - i - j : 0, room = W - j;        \
+                    vf v = LDN(s + (i + (have ? j : 0)) * size + (int64_t)p * s_k,        \
+                               have < VW ? have : VW);                                    \
+                    v_store_n((float *)(void *)(d + i / W * stride) + p * W + j, v,       \
+                              room < VW ? room : VW);                                     \
+                }                                                                         \
         }                                                                                 \
-        for (size_t p = 0; p < k; p++, d += W, s += s_k)                                  \
-            for (size_t j = 0; j < W; j += VW) {                                          \
-                size_t have = count > j ? count - j : 0, room = W - j;                    \
-                vf v = LDN(s + j * size, have < VW ? have : VW);                          \
-                v_store_n(d + j, v, room < VW ? room : VW);                               \
-            }                                                                             \
     }
 
-/* k is contiguous: transpose blocks of VW rows by VW k. */
+/* The same where k is contiguous: blocks of VW rows by VW k are transposed. */
 #define PACK_ALONG(name, W, LD, LDN, size)                                                \
-    static void name(float *d, const char *s, int64_t s_i, size_t count, size_t k) {      \
-        for (size_t j = 0; j < W; j += VW) {                                              \
-            size_t have = count > j ? count - j : 0, room = W - j;                        \
-            if (have > VW) have = VW;                                                     \
-            if (room > VW) room = VW;                                                     \
-            const char *base = s + (int64_t)j * s_i;                                      \
-            for (size_t p = 0; p < k; p += VW) {                                          \
-                size_t left = k - p < VW ? k - p : VW;                                    \
+    static void name(char *d, size_t stride, const char *s, int64_t s_i, size_t count,    \
+                     size_t k) {                                                          \
+        for (size_t i = 0; i < count; i += W)                                             \
+            for (size_t j = 0; j < W; j += VW) {                                          \
+                size_t have = count - i > j ? count - i - j : 0, room = W - j, p = 0;     \
+                if (room > VW) room = VW;                                                 \
+                if (have > room) have = room;                                             \
+                const char *base = s + (int64_t)(i + (have ? j : 0)) * s_i;               \
+                float *to = (float *)(void *)(d + i / W * stride) + j;                    \
                 vf r[VW];                                                                 \
-                UNROLL for (size_t i = 0; i < VW; i++) {                                  \
-                    const char *at = base + (int64_t)i * s_i + (int64_t)(p * size);       \
-                    r[i] = i >= have ? v_set1(0) : left == VW ? LD(at) : LDN(at, left);   \
+                if (have == VW)                                                           \
+                    for (; p + VW <= k; p += VW) {                                        \
+                        UNROLL for (size_t l = 0; l < VW; l++)                            \
+                            r[l] = LD(base + (int64_t)l * s_i + (int64_t)(p * size));     \
+                        v_transpose(r);                                                   \
+                        UNROLL for (size_t l = 0; l < VW; l++)                            \
+                            v_storeu(to + (p + l) * W, r[l]);                             \
+                    }                                                                     \
+                for (; p < k; p += VW) {                                                  \
+                    size_t left = k - p < VW ? k - p : VW;                                \
+                    for (size_t l = 0; l < VW; l++)                                       \
+                        r[l] = l < have ? LDN(base + (int64_t)l * s_i +                   \
+                                              (int64_t)(p * size), left)                  \
+                                        : v_set1(0);                                      \
+                    v_transpose(r);                                                       \
+                    for (size_t l = 0; l < left; l++)                                     \
+                        v_store_n(to + (p + l) * W, r[l], room);                          \
                 }                                                                         \
-                v_transpose(r);                                                           \
-                float *to = d + p * W + j;                                                \
-                if (left == VW && room == VW) {                                           \
-                    UNROLL for (size_t i = 0; i < VW; i++) v_storeu(to + i * W, r[i]);    \
-                } else {                                                                  \
-                    UNROLL for (size_t i = 0; i < VW; i++)                                \
-                        if (i < left) v_store_n(to + i * W, r[i], room);                  \
-                }                                                                         \
+            }                                                                             \
+    }
+
+#define PACK_WITH(name, W, across, along)                                                 \
+    static void name(void *dst, size_t stride, const void *src, ane_dtype dtype,          \
+                     int64_t s_i, int64_t s_k, size_t count, size_t k) {                  \
+        char *d = dst;                                                                    \
+        int64_t size = dtype == ANE_F32 ? 4 : 2;                                          \
+        if (s_i == size || count == 1) {                                                  \
+            if (dtype == ANE_F32) across##_32(d, stride, src, s_k, count, k);             \
+            else if (dtype == ANE_F16) across##_16(d, stride, src, s_k, count, k);        \
+            else across##_b(d, stride, src, s_k, count, k);                               \
+        } else if (s_k == size) {                                                         \
+            if (dtype == ANE_F32) along##_32(d, stride, src, s_i, count, k);              \
+            else if (dtype == ANE_F16) along##_16(d, stride, src, s_i, count, k);         \
+            else along##_b(d, stride, src, s_i, count, k);                                \
+        } else {                                                                          \
+            for (size_t i = 0; i < (count + W - 1) / W * W; i++) {                        \
+                float *to = (float *)(void *)(d + i / W * stride) + i % W;                \
+                const char *from = (const char *)src + (int64_t)i * s_i;                  \
+                for (size_t p = 0; p < k; p++)                                            \
+                    to[p * W] = i < count ? load_one(from + (int64_t)p * s_k, dtype)      \
+                                          : 0.0f;                                         \
             }                                                                             \
         }                                                                                 \
     }
 
-#define PACK(name, W)                                                                     \
+#define PACK_LOOPS(name, W)                                                               \
     PACK_ACROSS(name##_across_32, W, v_loadu, v_load_n, 4)                                \
     PACK_ACROSS(name##_across_16, W, v_load16, v_load16_n, 2)                             \
     PACK_ACROSS(name##_across_b, W, v_loadb, v_loadb_n, 2)                                \
     PACK_ALONG(name##_along_32, W, v_loadu, v_load_n, 4)                                  \
     PACK_ALONG(name##_along_16, W, v_load16, v_load16_n, 2)                               \
-    PACK_ALONG(name##_along_b, W, v_loadb, v_loadb_n, 2)                                  \
-    static void name(void *dst, const void *src, ane_dtype dtype, int64_t s_i,            \
-                     int64_t s_k, size_t count, size_t k) {                               \
-        float *d = dst;                                                                   \
-        int64_t size = dtype == ANE_F32 ? 4 : 2;                                          \
-        if (s_i == size || count == 1) {                                                  \
-            if (dtype == ANE_F32) name##_across_32(d, src, s_k, count, k);                \
-            else if (dtype == ANE_F16) name##_across_16(d, src, s_k, count, k);           \
-            else name##_across_b(d, src, s_k, count, k);                                  \
-        } else if (s_k == size) {                                                         \
-            if (dtype == ANE_F32) name##_along_32(d, src, s_i, count, k);                 \
-            else if (dtype == ANE_F16) name##_along_16(d, src, s_i, count, k);            \
-            else name##_along_b(d, src, s_i, count, k);                                   \
-        } else {                                                                          \
-            for (size_t p = 0; p < k; p++)                                                \
-                for (size_t i = 0; i < W; i++)                                            \
-                    d[p * W + i] = i < count ? load_one((const char *)src +               \
-                                                        (int64_t)i * s_i +                \
-                                                        (int64_t)p * s_k, dtype)          \
-                                             : 0.0f;                                      \
-        }                                                                                 \
-    }
+    PACK_ALONG(name##_along_b, W, v_loadb, v_loadb_n, 2)
+
+#define PACK(name, W)                                                                     \
+    PACK_LOOPS(name, W)                                                                   \
+    PACK_WITH(name, W, name##_across, name##_along)
 
 /* ---------------------------------------------------------------- epilogue */
 
@@ -128,6 +153,17 @@ static void tile_out(const ane_tile_out *o, float *tile, size_t ld, size_t m, si
     bool plain = !o->bias && !o->res && o->act == ANE_ACT_NONE && o->alpha == 1;
     bool rows = o->c_cs == size || n == 1;
     vf alpha = v_set1(o->alpha), beta = v_set1(o->beta);
+    if (plain && rows && n % VW == 0) {
+#define STORE(ST)                                                                         \
+    for (size_t i = 0; i < m; i++)                                                        \
+        for (size_t j = 0; j < n; j += VW)                                                \
+            ST(o->c + (int64_t)i * o->c_rs + (int64_t)j * size, v_loadu(tile + i * ld + j));
+        if (o->c_dtype == ANE_F32) { STORE(v_storeu) }
+        else if (o->c_dtype == ANE_F16) { STORE(v_store16) }
+        else { STORE(v_storeb) }
+#undef STORE
+        return;
+    }
     for (size_t i = 0; i < m; i++) {
         float *t = tile + i * ld;
         char *c = o->c + (int64_t)i * o->c_rs;
@@ -246,4 +282,19 @@ static void gemv_cols(float *y, const void *w, ane_dtype dtype, int64_t s_r, con
             acc = v_fma(load_any(p, dtype, left), v_set1(x[r]), acc);
         v_store_n(y + c, acc, left);
     }
+}
+
+/* ---------------------------------------------------------------- the peak */
+
+/* As many independent chains as the product's micro-kernel holds. */
+static float peak(size_t loops) {
+    vf acc[PEAK_CHAINS], x = v_set1(0.5f);
+    float t[VW];
+    UNROLL for (int i = 0; i < PEAK_CHAINS; i++) acc[i] = v_set1((float)i);
+    for (size_t l = 0; l < loops; l++) {
+        UNROLL for (int i = 0; i < PEAK_CHAINS; i++) acc[i] = v_fma(acc[i], x, x);
+    }
+    UNROLL for (int i = 1; i < PEAK_CHAINS; i++) acc[0] = v_add(acc[0], acc[i]);
+    v_storeu(t, acc[0]);
+    return t[0];
 }

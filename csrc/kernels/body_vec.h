@@ -5,12 +5,6 @@
 
 #include <math.h>
 
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 64")
-#endif
-
 /* ---------------------------------------------------------------- functions of one vector */
 
 /* exp(x) * 2^0, with x = n ln2 + r: n ln2_hi is exact (ln2_hi has 9 bits, n at most 8), so

@@ -139,20 +139,29 @@ static bool plain(const job *j) {
     return !j->ep.bias && !j->r.data && j->ep.act == ANE_ACT_NONE && j->ep.alpha == 1;
 }
 
-/* Whether the micro-kernel may write C itself. */
-static bool direct(const job *j) {
-    return plain(j) && j->c.dtype == ANE_F32 && j->c.cs == 4 && j->c.rs >= 0 &&
-           j->c.rs % 4 == 0 && (uintptr_t)j->c.data % 4 == 0;
+/* C += A B on C itself: the micro-kernel's own addition does it. */
+static bool accumulates(const job *j) {
+    return !j->ep.bias && j->ep.act == ANE_ACT_NONE && j->ep.alpha == 1 && j->ep.beta == 1 &&
+           j->r.data == j->c.data && j->r.dtype == j->c.dtype && j->r.rs == j->c.rs &&
+           j->r.cs == j->c.cs;
 }
 
-static void pack_panel(const job *j, bool is_a, size_t p, size_t i, void *dst) {
+/* Whether the micro-kernel may write C itself. */
+static bool direct(const job *j) {
+    return (plain(j) || (accumulates(j) && j->ap.ks.n == 1)) && j->c.dtype == ANE_F32 &&
+           j->c.cs == 4 && j->c.rs >= 0 && j->c.rs % 4 == 0 &&
+           (uintptr_t)j->c.data % 4 == 0;
+}
+
+/* Panels [i0, i1) of block p of k. */
+static void pack_panels(const job *j, bool is_a, size_t p, size_t i0, size_t i1, void *dst) {
     const panels *x = is_a ? &j->ap : &j->bp;
     const ane_mat *src = is_a ? &j->a : &j->b;
-    size_t first = i * x->width, rows = is_a ? j->m : j->n, k0 = p * x->ks.size;
+    size_t first = i0 * x->width, rows = is_a ? j->m : j->n, k0 = p * x->ks.size;
     ane_pack_fn *pack = is_a ? j->e->pack_a : j->e->pack_b;
     const char *from = is_a ? at(src, first, k0) : at(src, k0, first);
-    pack(dst, from, src->dtype, is_a ? src->rs : src->cs, is_a ? src->cs : src->rs,
-         min_size(x->width, rows - first), k_of(x->ks, p));
+    pack(dst, panel_bytes(x, p), from, src->dtype, is_a ? src->rs : src->cs,
+         is_a ? src->cs : src->rs, min_size(i1 * x->width, rows) - first, k_of(x->ks, p));
 }
 
 /* One block of C: all k, its own panels packed on the way. */
@@ -160,7 +169,7 @@ static void run_block(const job *j, size_t i0, size_t i1, size_t j0, size_t j1,
                       char *scratch) {
     const ane_gemm_entry *e = j->e;
     size_t mr = e->mr, nr = e->nr, rows = i1 - i0, cols = j1 - j0, ld = cols * nr;
-    bool in_place = direct(j), split = j->ap.ks.n > 1;
+    bool in_place = direct(j), split = j->ap.ks.n > 1, onto = in_place && j->r.data;
     char *own_a = scratch, *own_b = own_a;
     if (!j->pa) own_b += up(rows * panel_bytes(&j->ap, 0), ANE_ALIGN);
     float *acc = (float *)(void *)own_b;
@@ -170,13 +179,9 @@ static void run_block(const job *j, size_t i0, size_t i1, size_t j0, size_t j1,
         size_t a_bytes = panel_bytes(&j->ap, p), b_bytes = panel_bytes(&j->bp, p);
         const char *pa = own_a, *pb = own_b;
         if (j->pa) pa = j->pa + panel_offset(&j->ap, p, i0);
-        else
-            for (size_t i = 0; i < rows; i++)
-                pack_panel(j, true, p, i0 + i, own_a + i * a_bytes);
+        else pack_panels(j, true, p, i0, i1, own_a);
         if (j->pb) pb = j->pb + panel_offset(&j->bp, p, j0);
-        else
-            for (size_t i = 0; i < cols; i++)
-                pack_panel(j, false, p, j0 + i, own_b + i * b_bytes);
+        else pack_panels(j, false, p, j0, j1, own_b);
         bool last = p + 1 == j->ap.ks.n;
         for (size_t jj = 0; jj < cols; jj++) {
             size_t col = (j0 + jj) * nr, n = min_size(nr, j->n - col);
@@ -185,7 +190,7 @@ static void run_block(const job *j, size_t i0, size_t i1, size_t j0, size_t j1,
                 const char *ap = pa + ii * a_bytes, *bp = pb + jj * b_bytes;
                 if (in_place && n == nr) {
                     e->ukr(m, k, ap, bp, (float *)(void *)at(&j->c, row, col),
-                           (size_t)j->c.rs / 4, p > 0);
+                           (size_t)j->c.rs / 4, onto || p > 0);
                     continue;
                 }
                 float *tile = split ? acc + ii * mr * ld + jj * nr : acc;
@@ -219,19 +224,24 @@ typedef struct packing {
     const job *j;
     bool is_a;
     char *dst;
+    size_t group, groups;       /* panels of one task; tasks per block of k */
 } packing;
 
 static void pack_task(void *arg, size_t t) {
     const packing *x = arg;
     const panels *p = x->is_a ? &x->j->ap : &x->j->bp;
-    size_t block = t / p->count, i = t % p->count;
-    pack_panel(x->j, x->is_a, block, i, x->dst + panel_offset(p, block, i));
+    size_t block = t / x->groups, i0 = t % x->groups * x->group;
+    size_t i1 = min_size(i0 + x->group, p->count);
+    pack_panels(x->j, x->is_a, block, i0, i1, x->dst + panel_offset(p, block, i0));
 }
 
 static bool pack_all(const job *j, bool is_a, char *dst) {
     const panels *p = is_a ? &j->ap : &j->bp;
-    packing x = {j, is_a, dst};
-    return ane_parallel_for(p->count * p->ks.n, pack_task, &x);
+    /* At least two tasks per thread, but as many panels in one as that allows. */
+    size_t group = cut(p->count * p->ks.n, (size_t)ane_num_threads() * 2);
+    group = min_size(group < 1 ? 1 : group, min_size(p->count, 16));
+    packing x = {j, is_a, dst, group, cut(p->count, group)};
+    return ane_parallel_for(x.groups * p->ks.n, pack_task, &x);
 }
 
 /* ------------------------------------------------------------------ matrix times vector */

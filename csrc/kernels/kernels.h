@@ -7,18 +7,19 @@
 #include "vec.h"
 
 /* K is cut into equal blocks of at most this many, in every table, so that tables whose
- * products are exact give equal bits. 24 to 48 KB of B stay in the first-level cache. */
-#define ANE_GEMM_KC 384
+ * products are exact give equal bits. */
+#define ANE_GEMM_KC 512
 
-/* C[0..m)[0..nr) = (add ? C : 0) + A B for one packed panel of A ([k][mr]) and of B
+/* C[0..m)[0..nr) = A B (+ C when add) for one packed panel of A ([k][mr]) and of B
  * ([k][nr]); 1 <= m <= mr; ldc in floats. Always writes nr columns. k may be 0.
- * Sums go in order of k. */
+ * Sums start at zero and go in order of k; the old C is added last. */
 typedef void ane_gemm_ukr(size_t m, size_t k, const void *a, const void *b, float *c,
                           size_t ldc, bool add);
-/* One panel of `width` rows (A) or columns (B) over k: element (i, p) of the source is at
- * src + i*s_i + p*s_k. count <= width; the rest is zero. k padded to a multiple of kr. */
-typedef void ane_pack_fn(void *dst, const void *src, ane_dtype dtype, int64_t s_i,
-                         int64_t s_k, size_t count, size_t k);
+/* `count` rows of A (or columns of B) over k into panels of mr (nr), `stride` bytes apart:
+ * element (i, p) of the source is at src + i*s_i + p*s_k. The last panel is filled with
+ * zeros, k padded with zeros to a multiple of kr. dst is 64-byte aligned. */
+typedef void ane_pack_fn(void *dst, size_t stride, const void *src, ane_dtype dtype,
+                         int64_t s_i, int64_t s_k, size_t count, size_t k);
 
 typedef struct ane_gemm_entry {
     const char *name;               /* "f32_12x32__avx512" */
@@ -60,6 +61,10 @@ typedef struct ane_kernels {
     /* Conversion of one block; stream: stores bypass the caches. */
     void (*convert)(void *dst, ane_dtype to, const void *src, ane_dtype from, size_t n,
                     bool stream);
+    /* `loops` rounds of fused multiply-adds in registers, each of `peak_flops` operations:
+     * what fractions of peak are measured against. The result only defeats the optimiser. */
+    float (*peak)(size_t loops);
+    size_t peak_flops;
 } ane_kernels;
 
 #define ANE_BIT(dtype) (1u << (dtype))
@@ -88,6 +93,8 @@ size_t ane_gemm_pack_bytes_with(const ane_kernels *table, const ane_gemm_args *a
                                 int which);
 ane_status ane_gemm_pack_with(const ane_kernels *table, const ane_gemm_args *args, int which,
                               void *dst, ane_error *err);
+/* GFLOP/s of registers alone with the pool's threads, over about `seconds`. */
+double ane_kernels_peak(const ane_kernels *table, double seconds);
 void ane_convert_with(const ane_kernels *table, void *dst, ane_dtype to, const void *src,
                       ane_dtype from, size_t n);
 

@@ -3,10 +3,8 @@
 #define ANE_SIMD_AVX2_H
 
 #include <immintrin.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+
+#include "simd.h"
 
 #define VW 8
 typedef __m256 vf;
@@ -115,17 +113,17 @@ static inline vf v_split(vf x, vf *e) {
 
 static inline void v_transpose(vf r[VW]) {
     __m256d a[8], b[8];
-    for (int i = 0; i < 8; i += 2) {
+    UNROLL for (int i = 0; i < 8; i += 2) {
         a[i] = _mm256_castps_pd(_mm256_unpacklo_ps(r[i], r[i + 1]));
         a[i + 1] = _mm256_castps_pd(_mm256_unpackhi_ps(r[i], r[i + 1]));
     }
-    for (int i = 0; i < 8; i += 4) {
+    UNROLL for (int i = 0; i < 8; i += 4) {
         b[i] = _mm256_unpacklo_pd(a[i], a[i + 2]);
         b[i + 1] = _mm256_unpackhi_pd(a[i], a[i + 2]);
         b[i + 2] = _mm256_unpacklo_pd(a[i + 1], a[i + 3]);
         b[i + 3] = _mm256_unpackhi_pd(a[i + 1], a[i + 3]);
     }
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) {
         r[i] = _mm256_castpd_ps(_mm256_permute2f128_pd(b[i], b[i + 4], 0x20));
         r[i + 4] = _mm256_castpd_ps(_mm256_permute2f128_pd(b[i], b[i + 4], 0x31));
     }

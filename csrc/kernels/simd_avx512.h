@@ -3,10 +3,8 @@
 #define ANE_SIMD_AVX512_H
 
 #include <immintrin.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+
+#include "simd.h"
 
 #define VW 16
 typedef __m512 vf;
@@ -103,11 +101,11 @@ static inline vf v_split(vf x, vf *e) {
 
 static inline void v_transpose(vf r[VW]) {
     __m512 a[16];
-    for (int i = 0; i < 16; i += 2) {
+    UNROLL for (int i = 0; i < 16; i += 2) {
         a[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
         a[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
     }
-    for (int i = 0; i < 16; i += 4) {
+    UNROLL for (int i = 0; i < 16; i += 4) {
 #define PD(x) _mm512_castps_pd(x)
         r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(PD(a[i]), PD(a[i + 2])));
         r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(PD(a[i]), PD(a[i + 2])));
@@ -115,13 +113,13 @@ static inline void v_transpose(vf r[VW]) {
         r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(PD(a[i + 1]), PD(a[i + 3])));
 #undef PD
     }
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) {
         a[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
         a[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
         a[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
         a[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
     }
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) {
         r[i] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
         r[i + 8] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0xdd);
         r[i + 4] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0x88);

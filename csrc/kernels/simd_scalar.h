@@ -6,8 +6,8 @@
 #include "../base/f16.h"
 
 #include <math.h>
-#include <stdbool.h>
-#include <stddef.h>
+
+#include "simd.h"
 
 #define VW 1
 typedef float vf;

@@ -5,6 +5,7 @@
 
 #include "body_vec.h"
 
+#define PEAK_CHAINS 12
 #include "body_gemm.h"
 
 #include "tables.h"
@@ -18,20 +19,29 @@ static inline __attribute__((always_inline)) void rows_of(const size_t m, size_t
                                                           float *c, size_t ldc, bool add) {
     vf s[6][2];
     UNROLL for (size_t i = 0; i < m; i++) {
-        s[i][0] = add ? v_loadu(c + i * ldc) : v_set1(0);
-        s[i][1] = add ? v_loadu(c + i * ldc + 8) : v_set1(0);
+        s[i][0] = s[i][1] = v_set1(0);
+        _mm_prefetch((const char *)(c + i * ldc), _MM_HINT_T0);
     }
-    for (size_t p = 0; p < k; p++, a += 6, b += 16) {
-        vf b0 = v_loadu(b), b1 = v_loadu(b + 8);
-        UNROLL for (size_t i = 0; i < m; i++) {
-            vf v = _mm256_broadcast_ss(a + i);
-            s[i][0] = v_fma(v, b0, s[i][0]);
-            s[i][1] = v_fma(v, b1, s[i][1]);
-        }
+#define STEP(o)                                                                           \
+    {                                                                                     \
+        vf b0 = v_loadu(b + o * 16), b1 = v_loadu(b + o * 16 + 8);                        \
+        _mm_prefetch((const char *)(b + (o + 12) * 16), _MM_HINT_T0);                     \
+        UNROLL for (size_t i = 0; i < m; i++) {                                           \
+            vf v = _mm256_broadcast_ss(a + o * 6 + i);                                    \
+            s[i][0] = v_fma(v, b0, s[i][0]);                                              \
+            s[i][1] = v_fma(v, b1, s[i][1]);                                              \
+        }                                                                                 \
     }
+    size_t p = 0;
+    for (; p + 4 <= k; p += 4, a += 24, b += 64) {
+        STEP(0) STEP(1) STEP(2) STEP(3)
+    }
+    for (; p < k; p++, a += 6, b += 16) STEP(0)
+#undef STEP
     UNROLL for (size_t i = 0; i < m; i++) {
-        v_storeu(c + i * ldc, s[i][0]);
-        v_storeu(c + i * ldc + 8, s[i][1]);
+        float *to = c + i * ldc;
+        v_storeu(to, add ? v_add(v_loadu(to), s[i][0]) : s[i][0]);
+        v_storeu(to + 8, add ? v_add(v_loadu(to + 8), s[i][1]) : s[i][1]);
     }
 }
 
@@ -56,6 +66,6 @@ static const ane_gemm_entry entries[] = {
 const ane_kernels ane_kernels__avx2 = {
     .name = ISA_NAME, .entries = entries, .n_entries = 1, .vec = &vec_table,
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
-    .convert = vec_convert,
+    .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };
 #endif

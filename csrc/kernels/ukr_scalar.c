@@ -4,6 +4,7 @@
 
 #include "body_vec.h"
 
+#define PEAK_CHAINS 8
 #include "body_gemm.h"
 
 #include "tables.h"
@@ -16,12 +17,12 @@ static void ukr_4x8(size_t m, size_t k, const void *va, const void *vb, float *c
     const float *a = va, *b = vb;
     float s[4][8];
     for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < 8; j++) s[i][j] = add ? c[i * ldc + j] : 0.0f;
+        for (size_t j = 0; j < 8; j++) s[i][j] = 0.0f;
     for (size_t p = 0; p < k; p++, a += 4, b += 8)
         for (size_t i = 0; i < m; i++)
             for (size_t j = 0; j < 8; j++) s[i][j] += a[i] * b[j];
     for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < 8; j++) c[i * ldc + j] = s[i][j];
+        for (size_t j = 0; j < 8; j++) c[i * ldc + j] = add ? c[i * ldc + j] + s[i][j] : s[i][j];
 }
 
 static const ane_gemm_entry entries[] = {
@@ -33,5 +34,5 @@ static const ane_gemm_entry entries[] = {
 const ane_kernels ane_kernels__scalar = {
     .name = ISA_NAME, .entries = entries, .n_entries = 1, .vec = &vec_table,
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
-    .convert = vec_convert,
+    .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };

@@ -320,6 +320,19 @@ static PyObject *py_parallel(PyObject *self, PyObject *args) {
     return Py_BuildValue("(Ni)", out, c.top);
 }
 
+static PyObject *py_peak(PyObject *self, PyObject *args) {
+    const char *table;
+    double seconds = 1e-3, rate;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "s|d", &table, &seconds)) return NULL;
+    const ane_kernels *t = table_of(table);
+    if (!t) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    rate = ANE_INTERNAL(ane_kernels_peak)(t, seconds);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(rate);
+}
+
 static PyMethodDef methods[] = {
     {"tables", py_tables, METH_NOARGS,
      PyDoc_STR("tables() -> list of str\n\nKernel tables this machine can run.")},
@@ -332,6 +345,7 @@ static PyMethodDef methods[] = {
     {"vec", py_vec, METH_VARARGS,
      PyDoc_STR("vec(table, name, y, x, b=None, s=0.0, t=0.0) -> float or None")},
     {"vec_names", py_vec_names, METH_NOARGS, PyDoc_STR("vec_names() -> (unary, binary)")},
+    {"peak", py_peak, METH_VARARGS, PyDoc_STR("peak(table, seconds=1e-3) -> GFLOP/s")},
     {"parallel", py_parallel, METH_VARARGS,
      PyDoc_STR("parallel(n, depth=0) -> (runs per i, largest worker index)")},
     {NULL, NULL, 0, NULL},
