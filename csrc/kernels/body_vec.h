@@ -71,9 +71,9 @@ static inline vf f_tanh(vf x) {
 }
 
 /* erfc(z), z >= 0: t exp(-z^2 + P(t)), t = 1/(1 + z/2): Chebyshev fit, 1.2e-7 relative.
- * z^2 is taken in two exact parts, else its rounding alone would cost z^2/2 ulp. */
-static inline vf f_erfc_pos(vf z) {
-    z = v_min(v_set1(11.0f), z);
+ * z^2 comes as scale x^2 in two parts, the first exact (12 bits squared), else its rounding
+ * alone would cost z^2 ulp; z itself may be rounded, P hardly depends on it. */
+static inline vf f_erfc_pos(vf z, vf x, vf scale) {
     vf one = v_set1(1), t = v_div(one, v_fma(z, v_set1(0.5f), one));
     vf p = v_set1(0.17087277f);
     p = v_fma(p, t, v_set1(-0.82215223f));
@@ -85,12 +85,12 @@ static inline vf f_erfc_pos(vf z) {
     p = v_fma(p, t, v_set1(0.37409196f));
     p = v_fma(p, t, v_set1(1.00002368f));
     p = v_fma(p, t, v_set1(-1.26551223f));
-    vf hi = v_trunc_low(z), lo = v_mul(v_sub(hi, z), v_add(hi, z));
-    vf y = v_mul(f_exp(v_neg(v_mul(hi, hi))), f_exp(v_add(lo, p)));
+    vf hi = v_trunc_low(x), lo = v_mul(scale, v_mul(v_sub(hi, x), v_add(hi, x)));
+    vf y = v_mul(f_exp(v_neg(v_mul(scale, v_mul(hi, hi)))), f_exp(v_add(lo, p)));
     return v_mul(t, y);
 }
 static inline vf f_erf(vf x) {
-    vf a = v_abs(x), z = v_mul(x, x);
+    vf a = v_abs(x), z = v_mul(x, x), c = v_min(v_set1(11.0f), a);
     /* Taylor-like minimax of erf(x)/x on [0, 1) (Cephes' erff). */
     vf p = v_set1(7.853861353153693e-5f);
     p = v_fma(p, z, v_set1(-8.010193625184903e-4f));
@@ -100,14 +100,14 @@ static inline vf f_erf(vf x) {
     p = v_fma(p, z, v_set1(-3.761262582423300e-1f));
     p = v_fma(p, z, v_set1(1.128379165726710f));
     vf small = v_mul(x, p);
-    vf big = v_copysign(v_sub(v_set1(1), f_erfc_pos(a)), x);
+    vf big = v_copysign(v_sub(v_set1(1), f_erfc_pos(c, c, v_set1(1))), x);
     vf y = v_sel(v_lt(a, v_set1(1)), small, big);
     return v_sel(v_isnan(x), x, y);
 }
 /* x Phi(x). The lower tail is x erfc(-x/sqrt2)/2 and so keeps its digits. */
 static inline vf f_gelu(vf x) {
-    vf a = v_abs(x), h = v_mul(v_mul(v_set1(0.5f), a), f_erfc_pos(v_mul(a, v_set1(0.70710678f))));
-    h = v_sel(v_lt(v_set1(15.0f), a), v_set1(0), h);
+    vf a = v_abs(x), c = v_min(v_set1(15.0f), a), half = v_set1(0.5f);
+    vf h = v_mul(v_mul(half, c), f_erfc_pos(v_mul(c, v_set1(0.70710678f)), c, half));
     vf y = v_sel(v_lt(x, v_set1(0)), v_neg(h), v_sub(x, h));
     return v_sel(v_isnan(x), x, y);
 }

@@ -277,7 +277,7 @@ static ane_status run_gemv(const job *j, ane_error *err) {
     else
         for (size_t p = 0; p < j->k; p++)
             j->table->vec->load(x + p, at(&j->a, 0, p), j->a.dtype, 1);
-    vecjob v = {j, x, j->b.rs == size && j->k > 1};
+    vecjob v = {j, x, j->b.cs != (int64_t)ane_dtype_size(j->b.dtype)};
     size_t tasks = cut(j->n, GEMV_BLOCK);
     bool ok = true;
     if (j->n * j->k < SERIAL_WORK)
