@@ -37,7 +37,7 @@ ORDER = [
     ["_installed"],
     ["_core", "env", "dtypes"],
     ["surface_io", "images", "sharing", "weights"],
-    ["mil.ops", "mil.builder", "mil.graph", "mil", "mil."],
+    ["mil.graph", "mil.builder", "mil.ops", "mil", "mil."],
     ["coreml"],
     ["runtime"],
     ["kernels", "kernels."],

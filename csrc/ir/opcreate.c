@@ -342,10 +342,12 @@ static ane_status check_declared(maker *m, const ane_type **types, int n, bool h
     return ANE_OK;
 }
 
-/* A free name: what was asked for, else "op_N" with the id the value will have. */
-static ane_status result_name(maker *m, int i, uint32_t id, char *buf, size_t room,
+/* A free name: what was asked for; else one made from the op's `name` attribute or, where
+ * that is none, from the op itself, with the id that the value will have. */
+static ane_status result_name(maker *m, int i, int n, uint32_t id, char *buf, size_t room,
                               const char **name) {
     const ane_op_desc *d = m->d;
+    *name = buf;
     if (d->result_names && d->result_names[i]) {
         *name = d->result_names[i];
         for (int k = 0; k < i; k++)
@@ -354,10 +356,14 @@ static ane_status result_name(maker *m, int i, uint32_t id, char *buf, size_t ro
                                 *name);
         return ane__name_check(m->f, *name, "result", m->err);
     }
-    snprintf(buf, room, "%.80s_%u", d->op, (unsigned)id);
+    bool own = d->name && strlen(d->name) < 80 && !ane__name_check(NULL, d->name, "", NULL);
+    if (own && n == 1) snprintf(buf, room, "%s", d->name);
+    else if (own) snprintf(buf, room, "%s_%d", d->name, i);
+    if (own && !ane__names_get(m->f->names, buf)) return ANE_OK;
+    const char *base = own ? d->name : d->op;
+    snprintf(buf, room, "%.80s_%u", base, (unsigned)id);
     for (unsigned k = 2; ane__names_get(m->f->names, buf); k++)
-        snprintf(buf, room, "%.80s_%u_%u", d->op, (unsigned)id, k);
-    *name = buf;
+        snprintf(buf, room, "%.80s_%u_%u", base, (unsigned)id, k);
     return ANE_OK;
 }
 
@@ -370,7 +376,7 @@ static ane_status make_results(maker *m, const ane_type **types, int n) {
     for (int i = 0; i < n; i++) {
         char buf[128];
         const char *name;
-        ane_status st = result_name(m, i, id + (uint32_t)i, buf, sizeof buf, &name);
+        ane_status st = result_name(m, i, n, id + (uint32_t)i, buf, sizeof buf, &name);
         if (st) return st;
         ane_value *v = ane__value_new(m->p, name, types[i]);
         if (!v) return ane__nomem(m->err);

@@ -315,12 +315,59 @@ static int plain_dtype(PyObject *obj) {
     return -1;
 }
 
+/* Plain Python numbers and lists of them as an array of `want`; integers must fit, and a
+ * float is no integer. */
+static PyObject *plain_array(PyObject *obj, ane_dtype want, const char *what) {
+    PyObject *cast = NULL;
+    PyArrayObject *a = (PyArrayObject *)PyArray_CheckFromAny(
+        obj, NULL, 0, ANE_MAX_RANK, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED, NULL);
+    if (!a) return NULL;
+    char kind = PyArray_DESCR(a)->kind;
+    bool float_want = want == ANE_F16 || want == ANE_F32 || want == ANE_F64 || want == ANE_BF16;
+    if (PyArray_SIZE(a) && !strchr(float_want ? "biuf" : want == ANE_BOOL ? "b" : "biu", kind)) {
+        PyErr_Format(PyExc_TypeError, "[%s] expected %s, got %R", what, ane_dtype_mil_name(want),
+                     obj);
+        goto done;
+    }
+    int bits = ane_dtype_bits(want);
+    if (!float_want && want != ANE_BOOL && kind == 'i' && PyArray_TYPE(a) == NPY_INT64 &&
+        want != ANE_I64) {
+        bool is_signed = want == ANE_I8 || want == ANE_I16 || want == ANE_I32;
+        int64_t hi = is_signed ? ((int64_t)1 << (bits - 1)) - 1
+                     : bits == 64 ? INT64_MAX : ((int64_t)1 << bits) - 1;
+        int64_t lo = is_signed ? -hi - 1 : 0;
+        const int64_t *v = PyArray_DATA(a);
+        for (npy_intp i = 0; i < PyArray_SIZE(a); i++)
+            if (v[i] < lo || v[i] > hi) {
+                PyErr_Format(PyExc_ValueError, "[%s] %lld does not fit %s", what,
+                             (long long)v[i], ane_dtype_mil_name(want));
+                goto done;
+            }
+    }
+    PyArray_Descr *d = ane_py_descr(want == ANE_BF16 ? ANE_F64 : want, what);
+    if (d) cast = PyArray_CastToType(a, d, 0);
+done:
+    Py_DECREF(a);
+    return cast;
+}
+
+static bool is_plain(PyObject *obj) {
+    if (PyArray_Check(obj) || PyArray_IsScalar(obj, Generic)) return false;
+    return PyLong_Check(obj) || PyFloat_Check(obj) || PyList_Check(obj) || PyTuple_Check(obj);
+}
+
 static const ane_const *array_const(ane_py_state *st, ane_program *p, PyObject *obj, int want,
                                     const char *what) {
     ane_error err = {0};
     ane_tensor t, fresh = {0};
     PyObject *owner = NULL;
     const ane_const *c = NULL;
+    if (want >= 0 && is_plain(obj)) {
+        PyObject *a = plain_array(obj, (ane_dtype)want, what);
+        if (a) c = array_const(st, p, a, want, what);
+        Py_XDECREF(a);
+        return c;
+    }
     bool foreign = want >= 0 && ane_py_npy_type((ane_dtype)want) < 0;
     /* bf16 has no NumPy type: through float64, which holds every value given. */
     if (ane_py_view(st, obj, foreign && !ane_py_is_tensor(st, obj) ? ANE_F64 : want, what, &t,
