@@ -173,17 +173,20 @@ def _choose(op: str, p: _Param, value: Any, bound: str | None) -> str | None:
             kind = "int"
         else:
             return None
-    if kind == "str":
-        return "string"
-    if kind == "bool":
-        return "bool"
     allowed = p.dtypes
+    if kind in ("str", "bool"):
+        choice = "string" if kind == "str" else "bool"
+        if allowed and choice not in allowed:
+            raise TypeError(f"[{op}] parameter {p.name} takes {', '.join(allowed)}, got {value!r}")
+        return choice
     if bound is not None:
         choice = bound
     elif kind == "float":
         choice = next((d for d in _FLOATS if d in allowed), "fp32" if not allowed else allowed[0])
     else:
         choice = next((d for d in ("int32", *allowed) if d in allowed), "int32")
+    if choice == "string" or (choice == "bool" and allowed):
+        raise TypeError(f"[{op}] parameter {p.name} takes {', '.join(allowed)}, got {value!r}")
     if kind == "float" and choice not in _FLOATS:
         raise TypeError(f"[{op}] parameter {p.name} takes {', '.join(allowed)}, got the float {value!r}"
                         if bound is None else
