@@ -471,6 +471,50 @@ typedef struct ane_parameter_info {
 /* Number of parameters, or -1 when the opset has no such op. */
 ANE_API int ane_operation_params(const char *op, int opset);
 ANE_API bool ane_operation_param(const char *op, int opset, int i, ane_parameter_info *out);
+/* ------------------------------------------------------------------ lint */
+
+typedef enum ane_severity { ANE_INFO, ANE_WARNING, ANE_ERROR } ane_severity;
+
+/* Chip generations a rule speaks of; bit sets. */
+typedef enum ane_chip {
+    ANE_CHIP_M1 = 1, ANE_CHIP_M2 = 2, ANE_CHIP_M3 = 4, ANE_CHIP_M4 = 8, ANE_CHIP_M5 = 16,
+    ANE_CHIP_ALL = 31
+} ane_chip;
+
+/* The private in-memory compiler, or Core ML's own way to the engine. */
+typedef enum ane_route { ANE_ROUTE_INMEMORY = 1, ANE_ROUTE_COREML = 2 } ane_route;
+
+typedef struct ane_lint_rule {
+    const char *id;                     /* "ANE01": stable */
+    const char *name;                   /* "concat": for people and for disabling */
+    ane_severity severity;
+    unsigned chips, routes;
+    const char *message;                /* what happens */
+    const char *evidence;               /* who saw it, on what; who contradicts */
+    const char *rewrite;                /* what to write instead; "" where unknown */
+    bool fixable;                       /* the rewrite is mechanical */
+} ane_lint_rule;
+
+typedef struct ane_finding {
+    const ane_lint_rule *rule;
+    ane_severity severity;              /* the rule's, or stronger for a worse case */
+    int line, column;                   /* of the statement; 0: built, or the function */
+    uint32_t op;                        /* id; 0: the function or the program */
+    const char *function, *what;        /* what: op and result, or port */
+    const char *detail;                 /* the numbers of this case; may be "" */
+} ane_finding;
+
+typedef struct ane_findings ane_findings;
+
+/* target: "m1".."m5", "a14".."a18" (the generation of that M chip), NULL: every chip.
+ * route: "inmemory" (NULL) or "coreml". */
+ANE_API ane_status ane_lint(const ane_program *p, const char *target, const char *route,
+                            ane_findings **out, ane_error *err);
+ANE_API size_t ane_findings_count(const ane_findings *f);
+ANE_API const ane_finding *ane_findings_at(const ane_findings *f, size_t i);
+ANE_API void ane_findings_destroy(ane_findings *f);
+ANE_API size_t ane_lint_rule_count(void);
+ANE_API const ane_lint_rule *ane_lint_rule_at(size_t i);
 
 /* ------------------------------------------------------------------ kernels */
 
