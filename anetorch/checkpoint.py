@@ -45,7 +45,8 @@ class Checkpoint:
         self.path, self.step, self.meta, self.tensors = path, step, meta, tensors
 
     def __repr__(self) -> str:
-        return f"<Checkpoint '{self.path}': step {self.step}, {len(self.tensors)} tensors>"
+        what = "closed" if self.tensors.closed else f"{len(self.tensors)} tensors"
+        return f"<Checkpoint '{self.path}': step {self.step}, {what}>"
 
     def check(self, targets: Mapping[str, Any]) -> None:
         """CheckpointError unless the file has exactly these tensors, by name, dtype, shape."""
