@@ -20,7 +20,9 @@ try:
 except ImportError:                         # until the generator has run
     pass
 
+from anetorch.mil.grad import grad
+
 parse = Program.parse
 
 __all__ = ["Block", "Function", "MILError", "Op", "Program", "Spec", "Value", "build", "const",
-           "emit", "ops", "parse", "program", "spec", "state"]
+           "emit", "grad", "ops", "parse", "program", "spec", "state"]

@@ -201,7 +201,7 @@ def _constant(place: _Place, op: str, p: _Param, value: Any, bound: str | None) 
         value = _narrow(what, np.asarray(value), dtype)
     small = not isinstance(value, (np.ndarray, _core.Tensor)) or value.nbytes <= 64
     try:
-        return place.program.add_const(place.block, value, dtype=dtype, inline=small,
+        return place.program.add_const(place.block, value, dtype=None if dtype == "string" else dtype, inline=small,
                                        before=place.before, what=what)
     except OverflowError:
         raise ValueError(f"[{what}] {value!r} does not fit {dtype}") from None
