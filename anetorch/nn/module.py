@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from anetorch import _core
 from anetorch._core import Tensor
 from anetorch.nn.config import Config
 
@@ -73,6 +74,24 @@ class Range(NamedTuple):
     staged: bool
 
 
+def _layout(config: Config) -> tuple[dict[str, Slot], list[Range]]:
+    shapes = parameter_shapes(config)
+    layers = {n: s for n, s in shapes.items() if len(s) == 2 and n.startswith("model.layers.")}
+    tables = {n: s for n, s in shapes.items() if len(s) == 2 and n not in layers}
+    gains = {n: s for n, s in shapes.items() if len(s) == 1}
+    slots: dict[str, Slot] = {}
+    ranges: list[Range] = []
+    at = 0
+    for group, decay, staged in ((layers, True, True), (tables, True, False), (gains, False, False)):
+        start = at
+        for name, shape in group.items():
+            stop = at + math.prod(shape)
+            slots[name] = Slot(at, stop, shape, staged)
+            at = -(-stop // ALIGN) * ALIGN
+        ranges.append(Range(start, at, decay, staged))
+    return {n: slots[n] for n in shapes}, ranges
+
+
 class Parameters(Mapping[str, Tensor]):
     """The parameter table of one model: a mapping of name -> fp32 master (a Tensor view).
 
@@ -92,22 +111,8 @@ class Parameters(Mapping[str, Tensor]):
     """
 
     def __init__(self, config: Config, dtype: str = "float16", training: bool = True) -> None:
-        shapes = parameter_shapes(config)
-        layers = {n: s for n, s in shapes.items() if len(s) == 2 and n.startswith("model.layers.")}
-        tables = {n: s for n, s in shapes.items() if len(s) == 2 and n not in layers}
-        gains = {n: s for n, s in shapes.items() if len(s) == 1}
-        self.slots: dict[str, Slot] = {}
-        self.ranges: list[Range] = []
-        at = 0
-        for group, decay, staged in ((layers, True, True), (tables, True, False), (gains, False, False)):
-            start = at
-            for name, shape in group.items():
-                stop = at + math.prod(shape)
-                self.slots[name] = Slot(at, stop, shape, staged)
-                at = -(-stop // ALIGN) * ALIGN
-            self.ranges.append(Range(start, at, decay, staged))
-        self.slots = {n: self.slots[n] for n in shapes}
-        self.size = at
+        self.slots, self.ranges = _layout(config)
+        self.size = at = self.ranges[-1].stop
         self.staged_size = self.ranges[0].stop
         self.masters = Tensor((at,), "float32", mem="heap", name="masters")
         self.grads = self.m = self.v = None
@@ -117,6 +122,12 @@ class Parameters(Mapping[str, Tensor]):
             self.v = Tensor((at,), "float32", mem="heap", name="v")
         self.staged = None if dtype == "float32" else Tensor((self.staged_size,), dtype, name="staged")
         self._views: dict[tuple[str, str], Tensor] = {}
+
+    @staticmethod
+    def sizes(config: Config) -> tuple[int, int]:
+        """Elements of `masters` and of `staged`, gaps included, without allocating."""
+        ranges = _layout(config)[1]
+        return ranges[-1].stop, ranges[0].stop
 
     def __getitem__(self, name: str) -> Tensor:
         return self.view("masters", name)
@@ -181,17 +192,17 @@ class Parameters(Mapping[str, Tensor]):
                     f"the model needs {slot.shape}"
                 )
         for name in self.slots:
-            self[name].copy_from(tensors[name])
+            self[name].copy_(tensors[name])
         self.stage()
 
     def stage(self) -> None:
         """Copies masters into the storage dtype. The optimizer's step does this itself;
         needed after masters were written any other way."""
         if self.staged is not None:
-            self.staged.copy_from(self.masters[: self.staged_size])
+            _core.stage(self.staged, self.masters[: self.staged_size])
 
     def zero_grads(self) -> None:
         """Sets every gradient to zero."""
         if self.grads is None:
             raise ValueError("[Parameters.zero_grads] made with training=False")
-        np.asarray(self.grads).fill(0)
+        self.grads.fill_(0)
