@@ -111,6 +111,8 @@ ane_rt *ane_rt_tensor(ane_dtype dtype, int rank, const int64_t *shape) {
 }
 
 ane_rt *ane__rt_items(ane_type_kind kind, int64_t n) {
+    pthread_once(&memory_once, read_memory);
+    if (n < 0 || n > memory_limit / (int64_t)sizeof(ane_rt *)) return NULL;
     ane_rt *r = ane_calloc(1, sizeof *r);
     if (!r) return NULL;
     r->kind = kind;
