@@ -7,7 +7,18 @@ __path__ = _built(__path__, "_core*.so")     # a clone uses the installed _core
 
 from anetorch import _core
 from anetorch import sharing as sharing  # noqa: PLC0414  (teaches multiprocessing)
-from anetorch._core import Tensor, TensorMap, TensorPool, gqa_reduce, gqa_tile, to_fp16, to_fp32
+from anetorch._core import (
+    Tensor,
+    TensorMap,
+    TensorPool,
+    gqa_reduce,
+    gqa_tile,
+    is_dma_available,
+    is_iosurface_available,
+    is_shm_available,
+    to_fp16,
+    to_fp32,
+)
 from anetorch.runtime import (
     Device,
     Difference,

@@ -235,6 +235,41 @@ ANE_API bool ane_tensor_overlap(const ane_tensor *a, const ane_tensor *b);
  * whoever writes through ane_tensor_data. */
 ANE_API ane_status ane_tensor_readable(const ane_tensor *t, ane_error *err);
 ANE_API void ane_tensor_written(const ane_tensor *t);
+/* Images: 8 bits per component, rows padded to 64 bytes. shape is [height, width, components]
+ * or, for one byte per pixel, [height, width]; NV12 has 3/2 * height rows, the last third
+ * being interleaved U and V. */
+typedef enum ane_image {
+    ANE_IMAGE_NONE,
+    ANE_IMAGE_YUYV,
+    ANE_IMAGE_NV12,
+    ANE_IMAGE_RGBA,
+    ANE_IMAGE_BGRA,
+    ANE_IMAGE_RGB,
+    ANE_IMAGE_GREY
+} ane_image;
+typedef struct ane_image_layout {
+    ane_image format;
+    uint32_t fourcc;                    /* IOSurface's pixel format */
+    int bytes_per_pixel;
+    int64_t width, height;
+    size_t row_bytes, bytes;
+    int rank;
+    int64_t shape[3], strides[3];
+} ane_image_layout;
+ANE_API const char *ane_image_name(ane_image format);   /* "RGBA"; "" for none */
+ANE_API ane_status ane_image_layout_init(ane_image_layout *out, const char *format,
+                                         int64_t width, int64_t height, ane_error *err);
+/* A view over a fresh surface; the caller holds its reference. */
+ANE_API ane_status ane_image_create(ane_memory kind, const ane_image_layout *layout,
+                                    const char *name, ane_tensor *out, ane_error *err);
+
+/* macOS: id (0: not an IOSurface) and borrowed pointer; from_iosurface retains ref and checks
+ * bytes against its allocation. */
+ANE_API uint32_t ane_surface_iosurface_id(const ane_surface *s);
+ANE_API void *ane_surface_iosurface_ref(const ane_surface *s);
+ANE_API ane_status ane_surface_from_iosurface(void *ref, size_t bytes, ane_surface **out,
+                                              ane_error *err);
+
 /* One element, with ane_tensor_copy's rounding; any alignment. */
 ANE_API ane_status ane_element_convert(ane_dtype dst_dtype, void *dst, ane_dtype src_dtype,
                                        const void *src, ane_error *err);

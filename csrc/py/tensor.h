@@ -61,7 +61,7 @@ METHOD(ane_py_tensor_permute);
 PyObject *ane_py_tensor_batch(PyObject *self, PyObject *arg);
 PyObject *ane_py_tensor_transposed(PyObject *self, void *closure);
 
-/* map_type.c, dlpack.c, share.c, pool_type.c */
+/* map_type.c, dlpack.c, share.c, image.c, pool_type.c */
 METHOD(ane_py_tensor_map);
 METHOD(ane_py_tensor_dlpack);
 METHOD0(ane_py_tensor_dlpack_device);
@@ -77,6 +77,15 @@ METHOD0(ane_py_tensor_share);
 PyObject *ane_py_tensor_from_share(PyObject *cls, PyObject *args);
 METHOD0(ane_py_tensor_reduce);
 PyObject *ane_py_tensor_from_value(PyObject *cls, PyObject *args);
+METHOD(ane_py_tensor_image);
+PyObject *ane_py_tensor_format(PyObject *self, void *closure);
+PyObject *ane_py_tensor_fourcc(PyObject *self, void *closure);
+METHOD0(ane_py_tensor_to_pil);
+METHOD(ane_py_tensor_from_pil);
+PyObject *ane_py_tensor_iosurface_id(PyObject *self, void *closure);
+PyObject *ane_py_tensor_iosurface_ref(PyObject *self, void *closure);
+METHOD(ane_py_tensor_from_iosurface);
+int ane_py_add_images(PyObject *module);
 int ane_py_add_map(PyObject *module, ane_py_state *st);
 int ane_py_add_pool(PyObject *module, ane_py_state *st);
 

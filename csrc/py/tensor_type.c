@@ -434,6 +434,22 @@ static PyMethodDef tensor_methods[] = {
                "name lives until its maker closes the tensor, or unlink().")},
     {"unlink", (PyCFunction)ane_py_tensor_unlink, METH_O | METH_CLASS,
      PyDoc_STR("unlink(name)\n\nRemoves a name that a killed process left behind.")},
+    {"image", KEYWORDS(ane_py_tensor_image) | METH_CLASS,
+     PyDoc_STR("image(width, height, format=\"RGBA\", mem=None, name=None) -> Tensor\n\nA uint8 "
+               "image of format YUYV, NV12, RGBA, BGRA, RGB or GREY, rows padded to 64 bytes: "
+               "shape (height, width, bytes per pixel), or (height, width) for GREY, or "
+               "(height*3//2, width) for NV12, whose last third is interleaved U and V.\n\n"
+               ">>> Tensor.image(30, 2, \"RGB\").strides\n(128, 3, 1)")},
+    {"to_pil", ane_py_tensor_to_pil, METH_NOARGS,
+     PyDoc_STR("to_pil() -> PIL.Image.Image\n\nA copy of an image tensor: RGBA for RGBA and BGRA, "
+               "RGB for RGB, YUYV and NV12 (BT.601, video range), L for GREY.")},
+    {"from_pil", KEYWORDS(ane_py_tensor_from_pil) | METH_CLASS,
+     PyDoc_STR("from_pil(image, format=None, mem=None, name=None) -> Tensor\n\nAn image tensor "
+               "from a PIL image; format defaults to GREY for L, RGB for RGB, else RGBA.")},
+    {"from_iosurface", KEYWORDS(ane_py_tensor_from_iosurface) | METH_CLASS,
+     PyDoc_STR("from_iosurface(ref, shape, dtype=\"float32\") -> Tensor\n\nA tensor over an "
+               "IOSurfaceRef given as an integer, which is retained. macOS.\n\nRaises ValueError "
+               "for null, and when the shape needs more than the surface has.")},
     {"_share", ane_py_tensor_share, METH_NOARGS, NULL},
     {"_from_share", (PyCFunction)ane_py_tensor_from_share, METH_VARARGS | METH_CLASS, NULL},
     {"_from_value", (PyCFunction)ane_py_tensor_from_value, METH_VARARGS | METH_CLASS, NULL},
@@ -498,6 +514,14 @@ static PyGetSetDef tensor_getset[] = {
                "process holds the memory."), NULL},
     {"fd_offset", ane_py_tensor_fd_offset, NULL,
      PyDoc_STR("Bytes from the start of fileno()'s file to the first element."), NULL},
+    {"format", ane_py_tensor_format, NULL,
+     PyDoc_STR("The image format, or None. Views have none."), NULL},
+    {"fourcc", ane_py_tensor_fourcc, NULL,
+     PyDoc_STR("IOSurface's code of the image format, or None."), NULL},
+    {"iosurface_id", ane_py_tensor_iosurface_id, NULL,
+     PyDoc_STR("The IOSurface's id, or None for other memory."), NULL},
+    {"iosurface_ref", ane_py_tensor_iosurface_ref, NULL,
+     PyDoc_STR("The IOSurfaceRef as an integer (borrowed), or None."), NULL},
     {"t", ane_py_tensor_transposed, NULL,
      PyDoc_STR("A view with the last two axes exchanged."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -561,5 +585,6 @@ ane_py_state *ane_py_state_by_type(PyTypeObject *type) {
 int ane_py_add_tensor(PyObject *module, ane_py_state *st) {
     st->tensor_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &tensor_spec, NULL);
     if (!st->tensor_type || PyModule_AddType(module, st->tensor_type) < 0) return -1;
-    return ane_py_add_map(module, st) < 0 ? -1 : ane_py_add_pool(module, st);
+    if (ane_py_add_map(module, st) < 0 || ane_py_add_pool(module, st) < 0) return -1;
+    return ane_py_add_images(module);
 }

@@ -3,6 +3,8 @@
  * when a process dies. */
 #include "share.h"
 
+#include "iosurface.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -55,6 +57,7 @@ ane_status ane_surface_from_descriptor(int fd, size_t offset, size_t bytes, bool
 #define HANDLE "ane:%ld:%d:%" PRIuMAX ":%" PRIuMAX ":%zu:%zu"
 
 ane_status ane_surface_handle(ane_surface *s, char *text, size_t n, ane_error *err) {
+    if (s->memory == ANE_MEM_IOSURFACE) return ane__iosurface_handle(s, text, n, err);
 #if defined(__linux__)
     ane_status st = shareable("id", s, err);
     if (st) return st;
@@ -75,6 +78,7 @@ ane_status ane_surface_handle(ane_surface *s, char *text, size_t n, ane_error *e
 }
 
 ane_status ane_surface_lookup(const char *text, ane_surface **out, ane_error *err) {
+    if (ane__iosurface_is_handle(text)) return ane__iosurface_lookup(text, out, err);
 #if defined(__linux__)
     long pid;
     int fd, used = 0;

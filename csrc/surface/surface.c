@@ -156,7 +156,7 @@ void ane__surface_destroy(ane_surface *s) {
 }
 
 static ane_status create(ane_memory kind, size_t bytes, const char *name, bool apart,
-                         ane_surface **out, ane_error *err) {
+                         const ane_image_layout *image, ane_surface **out, ane_error *err) {
     if (!known(kind) || kind == ANE_MEM_EXTERNAL)
         return ane_fail(err, ANE_ERR_INVALID,
                         "[surface_create] memory kind %d cannot be created; use heap, shm, "
@@ -176,7 +176,9 @@ static ane_status create(ane_memory kind, size_t bytes, const char *name, bool a
     ane_surface *s = ane__surface_new(kind, bytes, name, err);
     if (!s) return ANE_ERR_NOMEM;
     s->apart = apart;
+    s->image = image;
     st = kinds[kind].kind->create(s, held, err);
+    s->image = NULL;
     if (st) {
         ane__surface_free(s);
         return st;
@@ -187,12 +189,17 @@ static ane_status create(ane_memory kind, size_t bytes, const char *name, bool a
 
 ane_status ane_surface_create(ane_memory kind, size_t bytes, const char *name,
                               ane_surface **out, ane_error *err) {
-    return create(kind, bytes, name, false, out, err);
+    return create(kind, bytes, name, false, NULL, out, err);
 }
 
 ane_status ane_surface_create_apart(ane_memory kind, size_t bytes, const char *name,
                                     ane_surface **out, ane_error *err) {
-    return create(kind, bytes, name, true, out, err);
+    return create(kind, bytes, name, true, NULL, out, err);
+}
+
+ane_status ane__surface_create_image(ane_memory kind, const ane_image_layout *layout,
+                                     const char *name, ane_surface **out, ane_error *err) {
+    return create(kind, layout->bytes, name, false, layout, out, err);
 }
 
 ane_surface *ane_surface_retain(ane_surface *s) {

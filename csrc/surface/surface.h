@@ -48,6 +48,7 @@ struct ane_surface {
     /* external, may be NULL: is the memory behind these bytes still what was wrapped? Asked
      * by every ane_surface_check, with release_arg. */
     ane_status (*check)(void *arg, size_t offset, size_t bytes, ane_error *err);
+    const ane_image_layout *image;  /* while being created as one */
     int own_fd;                     /* of a segment's slot, opened when asked for; -1 */
     struct ane_surface_pool *pool;  /* where the last release puts it; NULL: destroy */
     ane_surface *next_free;         /* in a pool's list */
@@ -75,6 +76,8 @@ ane_surface *ane__surface_new(ane_memory kind, size_t bytes, const char *name,
 void ane__surface_free(ane_surface *s);
 void ane__surface_destroy(ane_surface *s);      /* the kind's destroy, then free */
 uint64_t ane__identity_next(void);
+ane_status ane__surface_create_image(ane_memory kind, const ane_image_layout *layout,
+                                     const char *name, ane_surface **out, ane_error *err);
 void ane__surface_lock_counts(const ane_surface *s, long *readers, long *writers);
 
 /* Refuses sizes that this machine cannot hold, before anything is allocated. */
