@@ -63,6 +63,29 @@ def measure(run: Callable[[], object], warmup: int = 2, repeats: int = 7,
             "repeats": repeats}
 
 
+def interleave(candidates: dict[str, Callable[[], object]], repeats: int,
+               warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of every call: ``repeats`` rounds of all candidates in turn, so that a change of
+    clock or a busy neighbour meets all of them alike; compare within a round. (Peers' idle
+    OpenMP workers must sleep for this: run with KMP_BLOCKTIME=0.)"""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for i in range(-warmup, repeats):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            if i >= 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """What ``measure`` gives, of times taken elsewhere."""
+    low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (times[0],) * 3
+    median = statistics.median(times)
+    return {"median": median, "minimum": min(times), "spread": (high - low) / median,
+            "repeats": len(times)}
+
+
 class Report:
     """Prints results as they come, and writes them as JSON lines where ``--json`` says.
 

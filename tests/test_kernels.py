@@ -118,6 +118,23 @@ def test_product_of_every_layout_and_type(table: str, shape: tuple[int, int, int
 
 
 @pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("shape", [(130, 125, 9000), (125, 130, 9000)],
+                         ids=lambda s: "x".join(map(str, s)))
+def test_long_sums_run_in_parts(table: str, shape: tuple[int, int, int]) -> None:
+    m, n, k = shape
+    rng = np.random.default_rng(k)
+    a, b = draw(rng, (m, k), "float16"), draw(rng, (k, n), "float16")
+    c = draw(rng, (m, n), "float32")
+    out = Guarded((m, n), "float32")
+    out.array[...] = c
+    T.gemm(table, a, b, out.array, residual=out.array)
+    va, vb = value(a), value(b)
+    tolerance.check(out.array, va @ vb + c, tolerance.matmul(va, vb) + 2.0**-23 * np.abs(c),
+                    f"{table} {shape}")
+    out.check(str(shape))
+
+
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("shape", [(0, 4, 5), (4, 0, 5), (4, 5, 0), (1, 9, 0), (0, 0, 0)])
 def test_product_of_nothing(table: str, shape: tuple[int, int, int]) -> None:
     m, n, k = shape

@@ -11,6 +11,10 @@
 
 /* One operand packed for everybody is at most this large; a larger one is cut. */
 #define SHARED_BYTES ((size_t)8 << 20)
+/* Longer sums than this of a shared operand are run in parts of k, each part's panels small
+ * enough to stay in the caches, onto an fp32 image of C. */
+#define PART_BYTES ((size_t)4 << 20)
+#define IMAGE_BYTES ((size_t)64 << 20)
 /* Products below this many multiplications are not worth waking a thread for. */
 #define SERIAL_WORK ((size_t)1 << 16)
 /* Rows of a task's own block: its packed panels stay in the second-level cache. */
@@ -71,6 +75,9 @@ typedef struct job {
     const char *pa, *pb;                /* packed by somebody else, or NULL */
     panels ap, bp;
     size_t mb, nb, tasks_n;             /* a task's block in panels; tasks per row */
+    size_t p0, p1;                      /* blocks of k to run now */
+    size_t skip_a, skip_b;              /* bytes of panels before p0 that are not there */
+    float *image;                       /* C in fp32 between parts of k, or NULL */
     atomic_bool failed;
 } job;
 
@@ -111,6 +118,7 @@ static void set_panels(job *j) {
     ksplit ks = split_k(j->k);
     j->ap = (panels){j->e->mr, cut(j->m, j->e->mr), j->e->kr, j->e->unit, ks};
     j->bp = (panels){j->e->nr, cut(j->n, j->e->nr), j->e->kr, j->e->unit, ks};
+    j->p1 = ks.n;
 }
 
 static void finish(const job *j, float *tile, size_t ld, size_t i, size_t jj, size_t m,
@@ -169,18 +177,23 @@ static void run_block(const job *j, size_t i0, size_t i1, size_t j0, size_t j1,
                       char *scratch) {
     const ane_gemm_entry *e = j->e;
     size_t mr = e->mr, nr = e->nr, rows = i1 - i0, cols = j1 - j0, ld = cols * nr;
-    bool in_place = direct(j), split = j->ap.ks.n > 1, onto = in_place && j->r.data;
+    bool in_place = !j->image && direct(j), onto = in_place && j->r.data;
+    bool split = j->image || j->ap.ks.n > 1;
     char *own_a = scratch, *own_b = own_a;
     if (!j->pa) own_b += up(rows * panel_bytes(&j->ap, 0), ANE_ALIGN);
     float *acc = (float *)(void *)own_b;
     if (!j->pb) acc = (float *)(void *)(own_b + up(cols * panel_bytes(&j->bp, 0), ANE_ALIGN));
-    for (size_t p = 0; p < j->ap.ks.n; p++) {
+    if (j->image) {
+        ld = j->bp.count * nr;
+        acc = j->image + i0 * mr * ld + j0 * nr;
+    }
+    for (size_t p = j->p0; p < j->p1; p++) {
         size_t k = up(k_of(j->ap.ks, p), e->kr);
         size_t a_bytes = panel_bytes(&j->ap, p), b_bytes = panel_bytes(&j->bp, p);
         const char *pa = own_a, *pb = own_b;
-        if (j->pa) pa = j->pa + panel_offset(&j->ap, p, i0);
+        if (j->pa) pa = j->pa + (panel_offset(&j->ap, p, i0) - j->skip_a);
         else pack_panels(j, true, p, i0, i1, own_a);
-        if (j->pb) pb = j->pb + panel_offset(&j->bp, p, j0);
+        if (j->pb) pb = j->pb + (panel_offset(&j->bp, p, j0) - j->skip_b);
         else pack_panels(j, false, p, j0, j1, own_b);
         bool last = p + 1 == j->ap.ks.n;
         for (size_t jj = 0; jj < cols; jj++) {
@@ -206,7 +219,7 @@ static size_t block_scratch(const job *j, size_t rows, size_t cols) {
     size_t bytes = 0;
     if (!j->pa) bytes += up(rows * panel_bytes(&j->ap, 0), ANE_ALIGN);
     if (!j->pb) bytes += up(cols * panel_bytes(&j->bp, 0), ANE_ALIGN);
-    size_t tiles = j->ap.ks.n > 1 ? rows * cols : 1;
+    size_t tiles = j->image ? 0 : j->ap.ks.n > 1 ? rows * cols : 1;
     return bytes + tiles * j->e->mr * j->e->nr * sizeof(float);
 }
 
@@ -230,18 +243,20 @@ typedef struct packing {
 static void pack_task(void *arg, size_t t) {
     const packing *x = arg;
     const panels *p = x->is_a ? &x->j->ap : &x->j->bp;
-    size_t block = t / x->groups, i0 = t % x->groups * x->group;
+    size_t block = x->j->p0 + t / x->groups, i0 = t % x->groups * x->group;
     size_t i1 = min_size(i0 + x->group, p->count);
-    pack_panels(x->j, x->is_a, block, i0, i1, x->dst + panel_offset(p, block, i0));
+    pack_panels(x->j, x->is_a, block, i0, i1, x->dst + (panel_offset(p, block, i0) - panel_offset(p, x->j->p0, 0)));
 }
 
+/* Blocks p0..p1 of k. */
 static bool pack_all(const job *j, bool is_a, char *dst) {
     const panels *p = is_a ? &j->ap : &j->bp;
+    size_t blocks = j->p1 - j->p0;
     /* At least two tasks per thread, but as many panels in one as that allows. */
-    size_t group = cut(p->count * p->ks.n, (size_t)ane_num_threads() * 2);
+    size_t group = cut(p->count * blocks, (size_t)ane_num_threads() * 2);
     group = min_size(group < 1 ? 1 : group, min_size(p->count, 16));
     packing x = {j, is_a, dst, group, cut(p->count, group)};
-    return ane_parallel_for(x.groups * p->ks.n, pack_task, &x);
+    return ane_parallel_for(x.groups * blocks, pack_task, &x);
 }
 
 /* ------------------------------------------------------------------ matrix times vector */
@@ -318,49 +333,70 @@ static bool shares_a(const job *j) {
     return j->pb || (!j->pa && j->m < j->n);
 }
 
-static ane_status run_whole(job *j, void *given, ane_error *err) {
-    bool share_a = shares_a(j), both = j->pa && j->pb;
-    char *shared = NULL;
-    void *mine = NULL;
-    ane_status st = ANE_OK;
-    size_t threads = (size_t)ane_num_threads();
-    if (!both) {
-        const panels *x = share_a ? &j->ap : &j->bp;
-        size_t bytes = panels_bytes(x);
-        if (bytes > SHARED_BYTES && x->count > 16) {
-            size_t fit = SHARED_BYTES / (bytes / x->count);
-            size_t parts = cut(x->count, fit < 16 ? 16 : fit);
-            if (parts > 1)
-                return run_cut(j, share_a, cut(x->count, parts) * x->width, given, err);
-        }
-        shared = given ? given : (mine = ane_scratch_push(bytes));
-        if (!shared)
-            return ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for %zu bytes of panels",
-                            bytes);
-        if (!pack_all(j, share_a, shared)) goto stopped;
-        if (share_a) j->pa = shared;
-        else j->pb = shared;
-    }
+/* Blocks of C over the threads; operands are packed or packed by the tasks. */
+static bool run_tasks(job *j, bool by_rows) {
     j->mb = j->ap.count;
     j->nb = j->bp.count;
-    size_t want = threads * TASKS_PER_THREAD;
-    bool by_rows = !share_a || (both && j->ap.count >= j->bp.count);
     size_t *block = by_rows ? &j->mb : &j->nb;
-    size_t count = by_rows ? j->ap.count : j->bp.count;
-    size_t most = cut(BLOCK_ROWS, by_rows ? j->e->mr : j->e->nr);
-    *block = cut(count, want);
+    size_t count = *block, most = cut(BLOCK_ROWS, by_rows ? j->e->mr : j->e->nr);
+    *block = cut(count, (size_t)ane_num_threads() * TASKS_PER_THREAD);
     if (*block > most) *block = most;
     if (*block < 1) *block = 1;
     j->tasks_n = cut(j->bp.count, j->nb);
-    if (!ane_parallel_for(cut(j->ap.count, j->mb) * j->tasks_n, run_task, j)) goto stopped;
-    if (atomic_load(&j->failed))
-        st = ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for a thread's panels");
-    goto done;
-stopped:
-    st = ane_fail(err, ANE_ERR_CANCELLED, "[gemm] cancelled");
-done:
+    return ane_parallel_for(cut(j->ap.count, j->mb) * j->tasks_n, run_task, j);
+}
+
+/* Blocks of k that one part of a long sum takes; 0: not worth parts. */
+static size_t part_of(const job *j, bool share_a) {
+    const panels *x = share_a ? &j->ap : &j->bp;
+    size_t image, block = x->count * panel_bytes(x, 0);
+    if (x->ks.n < 2 || panels_bytes(x) <= PART_BYTES) return 0;
+    if (!ane_mul_size(j->ap.count * j->e->mr * j->e->nr, j->bp.count * sizeof(float), &image) ||
+        image > IMAGE_BYTES)
+        return 0;
+    return block > PART_BYTES ? 1 : PART_BYTES / block;
+}
+
+static ane_status run_whole(job *j, void *given, ane_error *err) {
+    bool share_a = shares_a(j), stopped = false;
+    if (j->pa && j->pb) {
+        stopped = !run_tasks(j, j->ap.count >= j->bp.count);
+        goto end;
+    }
+    const panels *x = share_a ? &j->ap : &j->bp;
+    size_t part = part_of(j, share_a), bytes = panels_bytes(x), image = 0;
+    if (part) {
+        bytes = up(part * x->count * panel_bytes(x, 0), ANE_ALIGN);
+        image = j->ap.count * j->e->mr * j->bp.count * j->e->nr * sizeof(float);
+    } else {
+        part = x->ks.n;
+        size_t fit = SHARED_BYTES / (bytes / x->count);
+        size_t parts = bytes > SHARED_BYTES ? cut(x->count, fit < 16 ? 16 : fit) : 1;
+        if (parts > 1)
+            return run_cut(j, share_a, cut(x->count, parts) * x->width, given, err);
+    }
+    void *mine = NULL;
+    char *shared = given ? given : (mine = ane_scratch_push(bytes + image));
+    if (!shared)
+        return ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for %zu bytes of panels",
+                        bytes + image);
+    if (image) j->image = (float *)(void *)(shared + bytes);
+    for (j->p0 = 0; j->p0 < x->ks.n && !stopped; j->p0 += part) {
+        j->p1 = min_size(j->p0 + part, x->ks.n);
+        if (share_a) j->pa = NULL;
+        else j->pb = NULL;
+        stopped = !pack_all(j, share_a, shared);
+        if (stopped) break;
+        if (share_a) j->pa = shared, j->skip_a = panel_offset(x, j->p0, 0);
+        else j->pb = shared, j->skip_b = panel_offset(x, j->p0, 0);
+        stopped = !run_tasks(j, !share_a);
+    }
     ane_scratch_pop(mine);
-    return st;
+end:
+    if (stopped) return ane_fail(err, ANE_ERR_CANCELLED, "[gemm] cancelled");
+    if (atomic_load(&j->failed))
+        return ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for a thread's panels");
+    return ANE_OK;
 }
 
 /* All on this thread, both operands packed by the one task. */
@@ -557,9 +593,13 @@ size_t ane_gemm_scratch(const ane_gemm_args *args) {
     bool swap = fill(&j, NULL, &g);
     const void *pa = swap ? g.packed_b : g.packed_a, *pb = swap ? g.packed_a : g.packed_b;
     if ((pa && pb) || gemv_fits(&j) || (!pa && !pb && small(&j))) return 0;
-    bool share_a = pb || (!pa && j.m < j.n);
+    j.pa = pa, j.pb = pb;
+    bool share_a = shares_a(&j);
     const panels *x = share_a ? &j.ap : &j.bp;
-    size_t bytes = panels_bytes(x);
+    size_t part = part_of(&j, share_a), bytes = panels_bytes(x);
+    if (part)
+        return up(part * x->count * panel_bytes(x, 0), ANE_ALIGN) +
+               j.ap.count * j.e->mr * j.bp.count * j.e->nr * sizeof(float);
     if (bytes <= SHARED_BYTES || x->count <= 16) return bytes;
     size_t least = bytes / x->count * 17;
     return least > SHARED_BYTES ? least : SHARED_BYTES;

@@ -63,17 +63,47 @@ static int mat_of(PyObject *obj, ane_mat *out, int64_t *batch, int64_t *dims) {
     return float_type(a, &out->dtype);
 }
 
+static char *aligned(void *p) { return (char *)p + (64 - (uintptr_t)p % 64); }
+
+/* pack(table, a, b, c, which, precision=0): the packed operand for gemm's pa= or pb=. */
+static PyObject *py_pack(PyObject *self, PyObject *args) {
+    const char *table;
+    PyObject *a, *b, *c;
+    int which, precision = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "sOOOi|i", &table, &a, &b, &c, &which, &precision)) return NULL;
+    const ane_kernels *t = table_of(table);
+    if (!t) return NULL;
+    ane_gemm_args g = {.precision = (ane_precision)precision};
+    int64_t da[3], db[3], dc[3];
+    if (mat_of(a, &g.a, &g.a_batch, da) || mat_of(b, &g.b, &g.b_batch, db) ||
+        mat_of(c, &g.c, &g.c_batch, dc))
+        return NULL;
+    g.batch = dc[0], g.m = dc[1], g.n = dc[2], g.k = da[2];
+    npy_intp bytes = (npy_intp)ANE_INTERNAL(ane_gemm_pack_bytes_with)(t, &g, which) + 64;
+    PyObject *out = PyArray_ZEROS(1, &bytes, NPY_UINT8, 0);
+    if (!out) return NULL;
+    ane_error err = {0};
+    char *dst = aligned(PyArray_DATA((PyArrayObject *)out));
+    if (ANE_INTERNAL(ane_gemm_pack_with)(t, &g, which, dst, &err)) {
+        Py_DECREF(out);
+        PyErr_SetString(PyExc_RuntimeError, err.message);
+        return NULL;
+    }
+    return out;
+}
+
 static PyObject *py_gemm(PyObject *self, PyObject *args, PyObject *kw) {
     static char *names[] = {"table", "a", "b", "c", "alpha", "beta", "bias", "act",
-                            "residual", "precision", "packed", NULL};
+                            "residual", "precision", "packed", "pa", "pb", NULL};
     const char *table;
-    PyObject *a, *b, *c, *bias = Py_None, *residual = Py_None;
+    PyObject *a, *b, *c, *bias = Py_None, *residual = Py_None, *pa = Py_None, *pb = Py_None;
     float alpha = 1, beta = 1;
     int act = 0, precision = 0, packed = 0;
     (void)self;
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "sOOO|$ffOiOii", names, &table, &a, &b, &c,
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "sOOO|$ffOiOiiOO", names, &table, &a, &b, &c,
                                      &alpha, &beta, &bias, &act, &residual, &precision,
-                                     &packed))
+                                     &packed, &pa, &pb))
         return NULL;
     const ane_kernels *t = table_of(table);
     if (!t) return NULL;
@@ -117,7 +147,7 @@ static PyObject *py_gemm(PyObject *self, PyObject *args, PyObject *kw) {
             return PyErr_NoMemory();
         }
         pack[i] = block;
-        block += 64 - (uintptr_t)block % 64;
+        block = aligned(block);
         st = ANE_INTERNAL(ane_gemm_pack_with)(t, &g, i, block, &err);
         if (i) g.packed_b = block;
         else g.packed_a = block;
@@ -125,6 +155,8 @@ static PyObject *py_gemm(PyObject *self, PyObject *args, PyObject *kw) {
     /* The originals may go once packed: prove that nothing reads them. */
     if (g.packed_a) g.a.data = NULL;
     if (g.packed_b) g.b.data = NULL;
+    if (pa != Py_None) g.packed_a = aligned(PyArray_DATA((PyArrayObject *)pa));
+    if (pb != Py_None) g.packed_b = aligned(PyArray_DATA((PyArrayObject *)pb));
     if (!st) {
         Py_BEGIN_ALLOW_THREADS
         st = ANE_INTERNAL(ane_gemm_with)(t, &g, NULL, &err);
@@ -340,6 +372,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("gemm(table, a, b, c, *, alpha=1, beta=1, bias=None, act=0, residual=None, "
                "precision=0, packed=0)\n\nc = act(alpha a@b + bias) + beta residual with the "
                "tables up to `table`; packed: bit 0 a, bit 1 b.")},
+    {"pack", py_pack, METH_VARARGS,
+     PyDoc_STR("pack(table, a, b, c, which, precision=0) -> ndarray for gemm's pa= or pb=")},
     {"gemm_name", py_gemm_name, METH_VARARGS, PyDoc_STR("gemm_name(a, b, c, precision=0)")},
     {"convert", py_convert, METH_VARARGS, PyDoc_STR("convert(table, dst, src)")},
     {"vec", py_vec, METH_VARARGS,
