@@ -245,12 +245,11 @@ ane_status ane_plan_fallback(ane_planner *pl, const ane_op *op) {
         return ane_fail(pl->err, ANE_ERR_UNSUPPORTED,
                         "[compile] op %s has no evaluation on the CPU device", op->row->name);
     for (int p = 0; p < n_params; p++) n_views += op->args[p].n;
-    ane_step *s = ane_plan_step(pl, run_fallback, op, op->n_results, n_views);
+    n_views += op->n_results;
     fallback *f = ane_arena_alloc(plan->arena, sizeof *f);
-    if (!s || !f) goto nomem;
-    s->data = f;
-    s->kernel = "reference";
-    s->in_place = true;                 /* inputs are converted before outputs are written */
+    ane_view *views = ane_arena_alloc(plan->arena, (size_t)n_views * sizeof *views);
+    if (!f || !views) goto nomem;
+    for (int i = 0; i < n_views; i++) views[i].buf = -1;
     f->n_params = n_params;
     f->arg_n = ane_arena_alloc(plan->arena, (size_t)n_params * sizeof *f->arg_n);
     f->args = ane_arena_alloc(plan->arena, (size_t)n_params * sizeof *f->args);
@@ -284,7 +283,7 @@ ane_status ane_plan_fallback(ane_planner *pl, const ane_op *op) {
             } else {
                 where->kind = SPOT_VIEW;
                 where->index = view;
-                ane_status st = ane_plan_operand(pl, v, &s->views[view]);
+                ane_status st = ane_plan_operand(pl, v, &views[view]);
                 if (st) return st;
             }
         }
@@ -295,13 +294,20 @@ ane_status ane_plan_fallback(ane_planner *pl, const ane_op *op) {
         if (ane_plan_is_tensor(v->type)) {
             where->kind = SPOT_VIEW;
             where->index = i;
-            ane_status st = ane_plan_dest(pl, v, &s->views[i]);
+            ane_status st = ane_plan_dest(pl, v, &views[i]);
             if (st) return st;
         } else {
             where->kind = SPOT_RT;
             where->index = pl->places[v->id].rt = plan->n_rts++;
         }
     }
+    /* Last: an operand may have needed a copy, which is a step in front of this one. */
+    ane_step *s = ane_plan_step(pl, run_fallback, op, op->n_results, n_views - op->n_results);
+    if (!s) goto nomem;
+    memcpy(s->views, views, (size_t)n_views * sizeof *views);
+    s->data = f;
+    s->kernel = "reference";
+    s->in_place = true;                 /* inputs are converted before outputs are written */
     return ANE_OK;
 nomem:
     return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
