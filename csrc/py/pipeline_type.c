@@ -6,11 +6,12 @@ static PyObject *pipeline_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     PyObject *given;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:Pipeline", names, &given)) return NULL;
     PyObject *list = PySequence_Tuple(given);
+    if (!list) return NULL;
     PyObject *base = PyObject_GetAttrString((PyObject *)type, "_request_type");
     py_pipeline *self = NULL;
-    Py_ssize_t n = list ? PyTuple_Size(list) : 0;
+    Py_ssize_t n = PyTuple_Size(list);
     ane_request **r = PyMem_Calloc((size_t)n + 1, sizeof *r);
-    if (!list || !base) goto done;
+    if (!base) goto done;
     if (!r) {
         PyErr_NoMemory();
         goto done;

@@ -75,9 +75,8 @@ static void batch_like(ane_view *v, int rank, const int64_t *shape) {
     int pad = rank - v->rank;
     for (int d = 0; d < rank; d++) {
         int k = d - pad;
-        bool own = k >= 0 && (d >= rank - 2 || v->shape[k] != 1);
-        r.shape[d] = d >= rank - 2 ? v->shape[k] : shape[d];
-        r.strides[d] = own ? v->strides[k] : 0;
+        r.shape[d] = k >= 0 && d >= rank - 2 ? v->shape[k] : shape[d];
+        r.strides[d] = k >= 0 && (d >= rank - 2 || v->shape[k] != 1) ? v->strides[k] : 0;
     }
     r.rank = rank;
     *v = r;

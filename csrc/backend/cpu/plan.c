@@ -134,6 +134,51 @@ static ane_status plan_alone(ane_planner *pl, int i) {
     return st || done ? st : ane_plan_fallback(pl, op);
 }
 
+/* Outputs that are not where they belong yet. Memory that an output shares with an input is
+ * written last: until then somebody may still read the input, and what an output takes from
+ * such an input is put aside first. */
+static ane_status finish_outputs(ane_planner *pl) {
+    ane_plan *p = pl->plan;
+    const ane_function *f = p->fn;
+    ane_view *from = ane_arena_alloc(p->arena, (size_t)p->n_out * sizeof *from);
+    if (!from) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+    ane_status st = ANE_OK;
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < p->n_out && !st; i++) {
+            const ane_value *v = f->body->outputs[i];
+            ane_view dst;
+            if (p->key[p->n_in + i].rank < 0) {
+                if (pass) continue;
+                if (pl->places[v->id].rt < 0)
+                    return ane_fail(pl->err, ANE_ERR_UNSUPPORTED,
+                                    "[compile] output %s is not a tensor of numbers", v->name);
+                st = ane_plan_export(pl, pl->places[v->id].rt, i);
+                continue;
+            }
+            ane_view_of_tensor(&p->key[p->n_in + i], p->n_in + i, &dst);
+            bool aliased = ane_plan_aliased(p, i);
+            if (!pass) {
+                st = ane_plan_operand(pl, v, &from[i]);
+                if (st) break;
+                bool input = from[i].buf < p->n_in;
+                if (aliased && input && p->alias[i * p->n_in + from[i].buf]) {
+                    ane_view same = dst;
+                    same.buf = from[i].buf;
+                    if (ane_view_same(&same, &from[i])) from[i] = dst;      /* is there */
+                }
+                if (aliased && input && from[i].buf < p->n_in) {
+                    ane_view aside;
+                    st = ane_plan_temp(pl, &from[i], &aside);
+                    if (!st) st = ane_plan_copy(pl, &aside, &from[i]);
+                    from[i] = aside;
+                }
+            }
+            if (!st && aliased == (pass == 1) && !ane_view_same(&from[i], &dst))
+                st = ane_plan_copy(pl, &dst, &from[i]);
+        }
+    return st;
+}
+
 static ane_status plan_ops(ane_planner *pl) {
     ane_plan *p = pl->plan;
     const ane_function *f = p->fn;
@@ -155,21 +200,7 @@ static ane_status plan_ops(ane_planner *pl) {
         if (st) ane_error_prefix(pl->err, "%s: ", op->n_results ? op->results[0]->name
                                                                 : op->row->name);
     }
-    for (int i = 0; i < p->n_out && !st; i++) {
-        const ane_value *v = f->body->outputs[i];
-        ane_view src, dst;
-        if (p->key[p->n_in + i].rank < 0) {
-            if (pl->places[v->id].rt < 0)
-                return ane_fail(pl->err, ANE_ERR_UNSUPPORTED,
-                                "[compile] output %s is not a tensor of numbers", v->name);
-            st = ane_plan_export(pl, pl->places[v->id].rt, i);
-            continue;
-        }
-        st = ane_plan_operand(pl, v, &src);
-        if (st) break;
-        ane_view_of_tensor(&p->key[p->n_in + i], p->n_in + i, &dst);
-        if (!ane_view_same(&src, &dst)) st = ane_plan_copy(pl, &dst, &src);
-    }
+    if (!st) st = finish_outputs(pl);
     if (!st) ane_plan_elide(pl);
     return st;
 }

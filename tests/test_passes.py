@@ -1,0 +1,184 @@
+"""Passes, fusion and placement: every program means the same with each of them off."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from oracle import NP, Approx, random_graph
+
+import anetorch
+from anetorch import _core
+
+SWITCHES = [
+    {},
+    {"ANETORCH_FUSION": "0"},
+    {"ANETORCH_NO_VIEWS": "1"},
+    *({"ANETORCH_NO_FUSE": name} for name in ("product", "chain", "softmax", "reduce")),
+    {"ANETORCH_ISA": "scalar"},
+    {"ANETORCH_NUM_THREADS": "3"},
+]
+
+
+def outputs(kernel: anetorch.Kernel, inputs: dict) -> dict[str, np.ndarray]:
+    out = kernel(**inputs)
+    if not isinstance(out, dict):
+        out = {kernel.outputs[0].name: out}
+    return {k: np.asarray(v).copy() for k, v in out.items()}
+
+
+def check(got: np.ndarray, want: Approx, what: str) -> None:
+    assert got.shape == want.v.shape
+    error = np.atleast_1d(np.abs(got.astype(np.float64) - want.v))
+    ratio = error / np.maximum(np.atleast_1d(want.e), 1e-300)
+    ratio[error == 0] = 0
+    at = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+    assert ratio[at] <= 1, f"{what} at {at}: error {error[at]}, error/bound {ratio[at]}"
+
+
+def sweep(first: int, last: int) -> None:
+    for seed in range(first, last):
+        program, inputs, want = random_graph(seed)
+        kernel = anetorch.compile(program)
+        got = outputs(kernel, inputs)
+        for name, approx in want.items():
+            check(got[name], approx, f"seed {seed}, {name}")
+        # The analysis and the double evaluator agree on the exact value.
+        wide = _core._testing.eval(program, inputs, wide=True)
+        for name, approx in want.items():
+            scale = np.abs(approx.v) + approx.e / 2.0**-24
+            assert (np.abs(np.asarray(wide[name]) - approx.v) <= 1e-9 * scale + 1e-300).all(), (seed, name)
+
+
+def test_random_graphs_stay_inside_the_bound() -> None:
+    sweep(0, 150)
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda s: ",".join(f"{k[9:]}={v}" for k, v in s.items()) or "all")
+def test_random_graphs_with_each_switch(switch: dict[str, str], root) -> None:
+    code = "import test_passes; test_passes.sweep(200, 245)"
+    env = os.environ | switch | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_many_random_graphs() -> None:
+    sweep(1000, 9000)
+
+
+def kernel_of(body: str, params: str, returns: str) -> anetorch.Kernel:
+    return anetorch.compile(
+        f"program(1.3)\n{{ func main<ios18>({params}) {{ {body} }} -> ({returns}); }}")
+
+
+def steps(kernel: anetorch.Kernel) -> list[str]:
+    return [s["op"] for s in kernel.report()]
+
+
+BOOL = 'bool no = const()[name = string("no"), val = bool(false)];'
+
+
+def test_a_product_takes_bias_activation_and_residual() -> None:
+    k = kernel_of(
+        BOOL + """tensor<fp16, [4, 6]> m = matmul(x = a, y = b, transpose_x = no, transpose_y = no);
+        tensor<fp16, [4, 6]> n = add(x = m, y = c); tensor<fp16, [4, 6]> r = relu(x = n);
+        tensor<fp16, [4, 6]> y = add(x = d, y = r);""",
+        "tensor<fp16, [4, 5]> a, tensor<fp16, [5, 6]> b, tensor<fp16, [6]> c, tensor<fp16, [4, 6]> d", "y")
+    assert steps(k) == ["matmul+add+relu+add"]
+    rng = np.random.default_rng(0)
+    a, b, c, d = (rng.standard_normal(s).astype(np.float16) for s in [(4, 5), (5, 6), (6,), (4, 6)])
+    x = [Approx.exact(v, "fp16") for v in (a, b, c, d)]
+    want = x[3].binary("add", x[0].matmul(x[1], False, False).binary("add", x[2]).unary("relu"))
+    check(np.asarray(k(a, b, c, d)), want, "product")
+
+
+def test_a_chain_is_one_step_and_keeps_fp32_inside() -> None:
+    k = kernel_of(
+        """tensor<fp16, [300]> b = mul(x = x, y = x); tensor<fp16, [300]> c = mul(x = b, y = x);
+        tensor<fp16, [300]> y = real_div(x = c, y = x);""", "tensor<fp16, [300]> x", "y")
+    assert steps(k) == ["mul+mul+real_div"]
+    x = np.full(300, 200, np.float16)           # x*x*x is beyond fp16, the result is not
+    assert (np.asarray(k(x)) == np.float16(40000)).all()
+
+
+def test_views_and_concat_move_nothing() -> None:
+    k = kernel_of(
+        BOOL + """int32 ax = const()[name = string("ax"), val = int32(1)];
+        tensor<int32, [4]> p = const()[name = string("p"), val = tensor<int32, [4]>([0, 1, 3, 2])];
+        tensor<int32, [2]> sz = const()[name = string("sz"), val = tensor<int32, [2]>([2, 3])];
+        tensor<fp32, [1, 2, 1, 7]> a, tensor<fp32, [1, 3, 1, 7]> b = split(x = x, split_sizes = sz, axis = ax);
+        tensor<fp32, [1, 2, 1, 7]> ra = relu(x = a); tensor<fp32, [1, 3, 1, 7]> tb = tanh(x = b);
+        tensor<fp32, [1, 5, 1, 7]> y = concat(values = (tb, ra), axis = ax, interleave = no);""".replace("[0, 1, 3, 2]", "[0, 1, 2, 3]"),
+        "tensor<fp32, [1, 5, 1, 7]> x", "y")
+    assert sorted(steps(k)) == ["relu", "tanh"]
+    x = np.random.default_rng(1).standard_normal((1, 5, 1, 7)).astype(np.float32)
+    got = np.asarray(k(x))
+    np.testing.assert_array_equal(got[:, 3:], np.maximum(x[:, :2], 0))
+    np.testing.assert_allclose(got[:, :3], np.tanh(x[:, 2:]), rtol=8 * 2.0**-24)
+
+
+def test_softmax_takes_scale_and_mask() -> None:
+    k = kernel_of(
+        """fp32 s = const()[name = string("s"), val = fp32(0.5)];
+        int32 ax = const()[name = string("ax"), val = int32(-1)];
+        tensor<fp32, [2, 5, 7]> a = mul(x = x, y = s); tensor<fp32, [2, 5, 7]> b = add(x = a, y = m);
+        tensor<fp32, [2, 5, 7]> y = softmax(x = b, axis = ax);""",
+        "tensor<fp32, [2, 5, 7]> x, tensor<fp32, [1, 5, 7]> m", "y")
+    assert steps(k) == ["mul+add+softmax"]
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((2, 5, 7)).astype(np.float32)
+    m = np.where(np.tri(5, 7, dtype=bool), 0, -np.inf).astype(np.float32)[None]
+    e = np.exp(0.5 * x.astype(np.float64) + m)
+    np.testing.assert_allclose(np.asarray(k(x, m)), e / e.sum(-1, keepdims=True), rtol=1e-6)
+
+
+def test_a_norm_is_one_reduction_and_one_chain() -> None:
+    k = kernel_of(
+        """tensor<int32, [1]> ax = const()[name = string("ax"), val = tensor<int32, [1]>([1])];
+        bool keep = const()[name = string("keep"), val = bool(true)];
+        fp32 eps = const()[name = string("eps"), val = fp32(1e-5)];
+        tensor<fp32, [1, 8, 1, 5]> q = mul(x = x, y = x);
+        tensor<fp32, [1, 1, 1, 5]> m = reduce_mean(x = q, axes = ax, keep_dims = keep);
+        tensor<fp32, [1, 1, 1, 5]> r = rsqrt(x = m, epsilon = eps);
+        tensor<fp32, [1, 8, 1, 5]> n = mul(x = x, y = r); tensor<fp32, [1, 8, 1, 5]> y = mul(x = n, y = g);""",
+        "tensor<fp32, [1, 8, 1, 5]> x, tensor<fp32, [1, 8, 1, 1]> g", "y")
+    assert steps(k) == ["mul+reduce_mean", "rsqrt", "mul+mul"]
+    rng = np.random.default_rng(3)
+    x, g = (rng.standard_normal(s).astype(np.float32) for s in [(1, 8, 1, 5), (1, 8, 1, 1)])
+    want = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-5) * g
+    np.testing.assert_allclose(np.asarray(k(x, g)), want, rtol=2e-6)
+
+
+def test_scratch_is_reused() -> None:
+    body = "".join(f"tensor<fp32, [64, 64]> v{i + 1} = matmul(x = v{i}, y = v{i}, transpose_x = no, "
+                   "transpose_y = no);" for i in range(10))
+    k = kernel_of(BOOL + body, "tensor<fp32, [64, 64]> v0", "v10")
+    memory = k.memory()
+    assert memory["values"] == 9 * 64 * 64 * 4
+    assert memory["scratch"] == 2 * 64 * 64 * 4
+
+
+def test_dead_ops_are_gone() -> None:
+    k = kernel_of("tensor<fp32, [4]> a = exp(x = x); tensor<fp32, [4]> y = relu(x = x);",
+                  "tensor<fp32, [4]> x", "y")
+    assert steps(k) == ["relu"]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_infinities_and_nan_as_ieee_says(dtype: str) -> None:
+    params = f"tensor<{dtype}, [8]> x"
+    t = f"tensor<{dtype}, [8]>"
+    k = kernel_of(
+        f"""int32 ax = const()[name = string("ax"), val = int32(0)];
+        {t} r = relu(x = x); {t} e = exp(x = x); {t} s = softmax(x = x, axis = ax);
+        {t} m = maximum(x = x, y = x); {t} a = abs(x = x);""", params, "r, e, s, m, a")
+    x = np.array([np.nan, np.inf, -np.inf, 0, -0.0, 1, -1, 65504], NP[dtype])
+    out = {n: np.asarray(v) for n, v in k(x).items()}
+    assert np.isnan(out["r"][0]) and out["r"][1] == np.inf and out["r"][2] == 0
+    assert np.isnan(out["e"][0]) and out["e"][1] == np.inf and out["e"][2] == 0
+    assert np.isnan(out["s"]).all() and np.isnan(out["m"][0])
+    assert out["a"][2] == np.inf
