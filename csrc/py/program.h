@@ -18,6 +18,8 @@ typedef struct ProgramObject {
 PyObject *ane_py_program_make(PyTypeObject *type, ane_py_state *st, ane_program *p);
 
 /* program_const.c: types and constants to Python and back. */
+/* Any element type of MIL, also strings and sub-byte ones, which tensors cannot have. */
+int ane_py_element(PyObject *obj, ane_dtype *out);
 PyObject *ane_py_type_tuple(const ane_type *t);
 /* ("tensor", "fp16", (1, 8, None)) and nested kinds; NULL with an exception. */
 const ane_type *ane_py_type_from(ane_program *p, PyObject *obj, int depth);

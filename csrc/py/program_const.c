@@ -7,6 +7,16 @@
 
 /* ---------------------------------------------------------------- types */
 
+int ane_py_element(PyObject *obj, ane_dtype *out) {
+    if (!PyUnicode_Check(obj)) return ane_py_dtype(obj, out);
+    ane_error err = {0};
+    const char *name = PyUnicode_AsUTF8AndSize(obj, NULL);
+    if (!name) return -1;
+    if (!ane_dtype_parse(name, out, &err)) return 0;
+    PyErr_SetString(PyExc_TypeError, err.message);
+    return -1;
+}
+
 PyObject *ane_py_type_tuple(const ane_type *t) {
     PyObject *items;
     switch (t->kind) {
@@ -94,7 +104,7 @@ const ane_type *ane_py_type_from(ane_program *p, PyObject *obj, int depth) {
             ane_dtype dtype;
             int64_t dims[ANE_MAX_RANK];
             int rank;
-            if (ane_py_dtype(ITEM(1), &dtype) < 0 || dims_from(ITEM(2), dims, &rank) < 0)
+            if (ane_py_element(ITEM(1), &dtype) < 0 || dims_from(ITEM(2), dims, &rank) < 0)
                 return NULL;
             return made(ane_type_tensor(p, dtype, rank, dims));
         }

@@ -242,7 +242,7 @@ ANE_PROGRAM_METHOD(ane_py_program_add_const) {
         return NULL;
     if (dtype_obj != Py_None) {
         ane_dtype d;
-        if (ane_py_dtype(dtype_obj, &d) < 0) return NULL;
+        if (ane_py_element(dtype_obj, &d) < 0) return NULL;
         want = (int)d;
     }
     const ane_const *c = ane_py_const_from(ANE_PROGRAM(self)->st, p, value, want, what);
