@@ -14,12 +14,7 @@ __path__ = _built(__path__, "ops.py")       # generated at build: a clone uses t
 from anetorch._core import MILError
 from anetorch.mil.builder import Spec, build, const, emit, program, spec, state
 from anetorch.mil.graph import Block, Function, Op, Program, Value
-
-try:
-    from anetorch.mil import ops
-except ImportError:                         # until the generator has run
-    pass
-
+from anetorch.mil import ops
 from anetorch.mil.grad import grad
 
 parse = Program.parse
