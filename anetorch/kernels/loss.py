@@ -28,6 +28,7 @@ def token_losses(scores: Value, targets: Value) -> Value:
         >>> p = mil.build(token_losses, {"scores": mil.spec((5, 7), "fp32"), "targets": mil.spec((5,), "int32")})
     """
     n = scores.shape[0]
-    total = ops.reduce_log_sum_exp(x=scores, axes=[1], keep_dims=True)
+    # In this order, so that backward subtracts at the targets in place of softmax.
     picked = ops.gather_along_axis(x=scores, indices=ops.reshape(x=targets, shape=[n, 1]), axis=1)
+    total = ops.reduce_log_sum_exp(x=scores, axes=[1], keep_dims=True)
     return ops.reshape(x=ops.sub(x=total, y=picked), shape=[n])

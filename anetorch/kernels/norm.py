@@ -22,8 +22,9 @@ def rms_norm(x: Value, gain: Value, eps: float) -> Value:
         ...               {"x": mil.spec((1, 8, 1, 5), "fp32"), "g": mil.spec((8,), "fp32")})
     """
     c, n = gain.shape[0], x.shape[3]
-    h = ops.reshape(x=x, shape=[x.shape[1] // c, c, 1, n])
-    mean = ops.reduce_mean(x=ops.mul(x=h, y=h), axes=[1], keep_dims=True)
+    groups = x.shape[1] // c
+    h = x if groups == 1 else ops.reshape(x=x, shape=[groups, c, 1, n])
+    mean = ops.reduce_mean(x=ops.square(x=h), axes=[1], keep_dims=True)
     y = ops.mul(x=h, y=ops.rsqrt(x=mean, epsilon=eps))
     y = ops.mul(x=y, y=ops.reshape(x=gain, shape=[1, c, 1, 1]))
-    return ops.reshape(x=y, shape=x.shape)
+    return y if groups == 1 else ops.reshape(x=y, shape=x.shape)

@@ -23,7 +23,7 @@ from anetorch.mil import rules_reduce as _rules_reduce  # noqa: F401
 from anetorch.mil import rules_shape as _rules_shape  # noqa: F401
 from anetorch.mil.builder import Value, build, const, emit, spec
 from anetorch.mil.graph import Op, Program
-from anetorch.mil.rules import ONTO, RULES, STOPS, VIEWS, Slice, zeros
+from anetorch.mil.rules import ELEMENTWISE, ONTO, RULES, STOPS, VIEWS, Slice, tile_to, zeros
 
 __all__ = ["grad"]
 
@@ -212,10 +212,7 @@ class _Walk:
             v = plan.inputs[name]
             if v.id not in self.reached:
                 raise ValueError(f"[grad] no gradient reaches input {name!r} from {', '.join(plan.seeds)}")
-            g = self.total(v)
-            # Outputs are values by name: one that is an input, or serves twice, is copied.
-            taken = [*self.given.values(), *result.values()]
-            result[f"d{name}"] = ops.identity(x=g) if any(g.id == t.id for t in taken) else g
+            result[f"d{name}"] = tile_to(self.total(v), v.shape)
         clash = set(result) & set(self.given)
         if clash:
             raise ValueError(f"[grad] {sorted(clash)[0]!r} would be input and output; rename one in the forward program")
@@ -309,6 +306,8 @@ class _Walk:
         if op.type not in RULES:
             raise NotImplementedError(f"[grad] no derivative rule for {op.type} (result {op.results[0].name!r})")
         grads = tuple(self.total(v) if v.id in self.parts else None for v in op.results)
+        if op.type not in ELEMENTWISE or any(v.shape != op.results[0].shape for _, _, v in args):
+            grads = tuple(None if g is None else tile_to(g, v.shape) for g, v in zip(grads, op.results))
         shared: dict[str, _Operands] = {}
         for param in dict.fromkeys(p for _, p, _ in args):
             fn = RULES[op.type].get(param)
@@ -323,7 +322,7 @@ class _Walk:
                 dy = next(g for g in view.grads if g is not None)
                 if fn in ONTO:
                     (v,) = targets
-                    base = self.total(v) if v.id in self.parts else zeros(v.shape, kind)
+                    base = tile_to(self.total(v), v.shape) if v.id in self.parts else zeros(v.shape, kind)
                     self.parts[v.id] = [self.cast(fn(view, dy, base), kind)]
                     self.reached.add(v.id)
                     continue
@@ -382,21 +381,22 @@ class _Operands:
 
 
 def _constant(v: Value) -> bool:
-    return v.const is not None
+    return v.is_const
 
 
 def _unbroadcast(g: Value, shape: Sequence[int]) -> Value:
-    """Sums g over the dims along which its operand was broadcast."""
+    """Sums g over the dims along which its operand was broadcast. Dims of 1 where the
+    operand has more stay: such a gradient is broadcast when it is used."""
     shape = tuple(shape)
-    if tuple(g.shape) == shape:
+    if g.shape == shape:
         return g
     lead = g.rank - len(shape)
     axes = [i for i in range(g.rank) if i < lead or (shape[i - lead] == 1 and g.shape[i] != 1)]
     if axes:
         g = ops.reduce_sum(x=g, axes=axes, keep_dims=True)
     g = ops.reshape(x=g, shape=list(g.shape[lead:])) if lead > 0 else g
-    if tuple(g.shape) != shape:
-        raise AssertionError(f"[grad] a rule made shape {tuple(g.shape)} for an operand of shape {shape}")
+    if g.rank != len(shape) or any(a not in (1, b) for a, b in zip(g.shape, shape)):
+        raise AssertionError(f"[grad] a rule made shape {g.shape} for an operand of shape {shape}")
     return g
 
 

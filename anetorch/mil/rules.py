@@ -27,7 +27,7 @@ import numpy as np
 from anetorch.mil import ops
 from anetorch.mil.builder import Value
 
-__all__ = ["ONTO", "RULES", "STOPS", "VIEWS", "Slice", "onto", "rule", "rule_of", "stop", "tile_to", "zeros"]
+__all__ = ["ELEMENTWISE", "ONTO", "RULES", "STOPS", "VIEWS", "Slice", "onto", "rule", "rule_of", "stop", "tile_to", "zeros"]
 
 Rule = Callable[..., Any]
 
@@ -40,6 +40,9 @@ VIEWS: set[str] = {
     "identity", "reshape", "transpose", "expand_dims", "squeeze", "slice_by_size",
     "slice_by_index", "concat", "stack", "split", "reverse", "cast",
 }  # fmt: skip
+#: Element-wise ops: where their operands are not broadcast, their rules may be given a
+#: gradient that has 1 in place of some dims, and multiply it up as they go.
+ELEMENTWISE: set[str] = set()
 #: Rules that add to the gradient so far instead of returning their part: fn(op, dy, base).
 ONTO: set[Rule] = set()
 

@@ -6,7 +6,7 @@ import math
 
 from anetorch.mil import ops
 from anetorch.mil.builder import Value
-from anetorch.mil.rules import rule, rule_of, stop
+from anetorch.mil.rules import ELEMENTWISE, RULES, rule, rule_of, stop
 
 
 def _where(cond: Value, a: Value | float, b: Value | float) -> Value:
@@ -152,6 +152,9 @@ def _prelu(op, dy):
 def _softplus_parametric(op, dy):
     alpha, beta = _per_channel(op, "alpha"), _per_channel(op, "beta")
     return dy * alpha * beta * ops.sigmoid(x=op.x * beta)
+
+
+ELEMENTWISE.update(RULES)
 
 
 @rule_of("softmax", "x")

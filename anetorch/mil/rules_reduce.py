@@ -6,7 +6,7 @@ import math
 
 from anetorch.mil import ops
 from anetorch.mil.builder import Value
-from anetorch.mil.rules import rule, rule_of, stop, tile_to
+from anetorch.mil.rules import rule, rule_of, stop
 
 stop("reduce_argmax", "reduce_argmin", "argsort")
 
@@ -18,25 +18,23 @@ def _axes(op) -> list[int]:
 
 
 def _keep(op, t: Value) -> Value:
-    """A result (or its gradient) with its reduced dims back as 1."""
+    """A result (or its gradient) with its reduced dims back as 1; the walk repeats it
+    along them where that is still needed."""
     axes = _axes(op)
-    return ops.reshape(x=t, shape=[1 if i in axes else d for i, d in enumerate(op.shape("x"))])
-
-
-def _spread(op, t: Value) -> Value:
-    return tile_to(_keep(op, t), op.shape("x"))
+    shape = [1 if i in axes else d for i, d in enumerate(op.shape("x"))]
+    return t if list(t.shape) == shape else ops.reshape(x=t, shape=shape)
 
 
 def _count(op) -> int:
     return math.prod(op.shape("x")[a] for a in _axes(op))
 
 
-rule("reduce_sum", x=lambda op, dy: _spread(op, dy))
-rule("reduce_mean", x=lambda op, dy: _spread(op, dy * (1 / _count(op))))
+rule("reduce_sum", x=lambda op, dy: _keep(op, dy))
+rule("reduce_mean", x=lambda op, dy: _keep(op, dy * (1 / _count(op))))
 rule("reduce_sum_square", x=lambda op, dy: op.x * _keep(op, dy) * 2.0)
 rule("reduce_l1_norm", x=lambda op, dy: ops.sign(x=op.x) * _keep(op, dy))
 rule("reduce_l2_norm", x=lambda op, dy: op.x * _keep(op, dy / op.out))
-rule("reduce_log_sum", x=lambda op, dy: _spread(op, dy * ops.exp(x=-op.out)))
+rule("reduce_log_sum", x=lambda op, dy: _keep(op, dy * ops.exp(x=-op.out)))
 rule("reduce_log_sum_exp", x=lambda op, dy: ops.exp(x=op.x - _keep(op, op.out)) * _keep(op, dy))
 rule("reduce_prod", x=lambda op, dy: _keep(op, dy * op.out) / op.x)
 
