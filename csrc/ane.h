@@ -551,6 +551,86 @@ ANE_API void ane_findings_destroy(ane_findings *f);
 ANE_API size_t ane_lint_rule_count(void);
 ANE_API const ane_lint_rule *ane_lint_rule_at(size_t i);
 
+/* ------------------------------------------------------------------ Core ML models */
+
+typedef enum ane_feature_kind {
+    ANE_FEATURE_NONE = 0,
+    ANE_FEATURE_INT64 = 1,
+    ANE_FEATURE_DOUBLE = 2,
+    ANE_FEATURE_STRING = 3,
+    ANE_FEATURE_IMAGE = 4,
+    ANE_FEATURE_ARRAY = 5,
+    ANE_FEATURE_DICT = 6,
+    ANE_FEATURE_SEQUENCE = 7,
+    ANE_FEATURE_STATE = 8
+} ane_feature_kind;
+
+typedef enum ane_feature_role {
+    ANE_ROLE_INPUT, ANE_ROLE_OUTPUT, ANE_ROLE_STATE
+} ane_feature_role;
+
+/* Sizes an array or image may take: `n` entries of rank values (enumerated), or one
+ * (low, high) pair per dimension (range; high -1: unbounded). */
+typedef enum ane_flexibility {
+    ANE_FLEX_NONE, ANE_FLEX_ENUMERATED, ANE_FLEX_RANGE
+} ane_flexibility;
+
+typedef struct ane_feature {
+    const char *name, *doc;
+    ane_feature_kind kind;
+    bool optional;
+    /* ARRAY and STATE: dtype and default shape. IMAGE: shape is {height, width}. */
+    ane_dtype dtype;
+    int rank;
+    int64_t shape[ANE_MAX_RANK];
+    int color;                          /* IMAGE: ColorSpace's number */
+    bool string_keys;                   /* DICT */
+    ane_flexibility flexibility;
+    size_t n_flex;                      /* entries (enumerated) or dimensions (range) */
+    const int64_t *flex;                /* n*rank values, or n*2 */
+    bool has_default;
+    double default_value;
+} ane_feature;
+
+typedef struct ane_interface {
+    const char *function;               /* "main" where the description has no functions */
+    const char *predicted_feature, *predicted_probabilities;    /* "" when absent */
+    size_t n[3];                        /* by role */
+    ane_feature *features[3];
+} ane_interface;
+
+/* Everything beside the program; one arena owns it all. */
+typedef struct ane_description {
+    struct ane_arena *arena;            /* private */
+    int specification_version;
+    const char *author, *license, *version, *short_description;
+    size_t n_user;
+    const char *const *user;            /* key, value, key, value ... */
+    const char *default_function;       /* "" when absent */
+    size_t n_interfaces;
+    ane_interface *interfaces;
+    const void *raw;                    /* the ModelDescription message as read */
+    size_t raw_bytes;
+} ane_description;
+
+/* A serialized Model. opts as for a text; blob paths keep their "@model_path/". A model of
+ * another kind than ML Program is ANE_ERR_UNSUPPORTED, naming the kind. */
+ANE_API ane_status ane_coreml_read(const void *data, size_t n,
+                                   const ane_parse_options *opts, ane_program **program,
+                                   ane_description **description, ane_error *err);
+ANE_API void ane_description_destroy(ane_description *d);
+
+/* The serialized Model of p, freed with ane_free. Constants of ten elements and more whose
+ * type a weight file can hold are put into weight_path ("@model_path/weights/weight.bin"):
+ * every byte of that file goes through sink, in order. description NULL: made from the
+ * functions' own types. */
+typedef ane_status ane_coreml_sink(void *arg, const void *bytes, size_t n, ane_error *err);
+ANE_API ane_status ane_coreml_write(const ane_program *p,
+                                    const ane_description *description,
+                                    const char *weight_path, ane_coreml_sink *sink,
+                                    void *arg, void **model, size_t *model_bytes,
+                                    ane_error *err);
+
 /* ------------------------------------------------------------------ kernels */
 
 typedef struct ane_kernel ane_kernel;

@@ -1,0 +1,872 @@
+/* A serialized Model to the program graph: one function per message of MIL.proto. The
+ * reader's recursion is bounded by ANE_WIRE_DEPTH, its memory by a fixed multiple of the
+ * bytes it is given. */
+#include "coreml.h"
+
+#include "../ir/ops.h"
+#include "../ir/blobfile.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Names in scope. A nested block may reuse a name of its surroundings or of a sibling;
+ * leaving a block undoes what it entered. */
+typedef struct scope_entry {
+    const char *name;
+    ane_value *value;
+    uint32_t hash;
+    int32_t shadowed;           /* entry this one hides, -1: none */
+    int32_t next;               /* in the bucket */
+} scope_entry;
+
+typedef struct reader {
+    ane_program *program;
+    ane_function *function;
+    ane_arena *scratch;         /* dies with the reader */
+    ane_weight_files *files;
+    scope_entry *entries;
+    int32_t n_entries, cap_entries;
+    int32_t *buckets;
+    uint32_t n_buckets;         /* power of two */
+} reader;
+
+static ane_status no_memory(ane_wire *w) {
+    return ane_wire_stop(w, ane_fail(w->err, ANE_ERR_NOMEM, "%s: out of memory", w->file));
+}
+
+static uint32_t hash(const char *s) {
+    uint32_t h = 2166136261u;
+    for (; *s; s++) h = (h ^ (uint8_t)*s) * 16777619u;
+    return h;
+}
+
+static int32_t scope_find(const reader *r, const char *name) {
+    if (!r->n_buckets) return -1;
+    uint32_t h = hash(name);
+    for (int32_t i = r->buckets[h & (r->n_buckets - 1)]; i >= 0; i = r->entries[i].next)
+        if (r->entries[i].hash == h && !strcmp(r->entries[i].name, name)) return i;
+    return -1;
+}
+
+static bool scope_put(reader *r, const char *name, ane_value *v) {
+    if (r->n_entries == r->cap_entries) {
+        int32_t cap = r->cap_entries ? 2 * r->cap_entries : 256;
+        scope_entry *e = ane_realloc(r->entries, (size_t)cap * sizeof *e);
+        if (!e) return false;
+        r->entries = e;
+        r->cap_entries = cap;
+        uint32_t n = (uint32_t)cap;
+        int32_t *b = ane_realloc(r->buckets, n * sizeof *b);
+        if (!b) return false;
+        r->buckets = b;
+        r->n_buckets = n;
+        /* Later entries first in their bucket, so that inner names hide outer ones. */
+        for (uint32_t i = 0; i < n; i++) b[i] = -1;
+        for (int32_t i = 0; i < r->n_entries; i++) {
+            e[i].next = b[e[i].hash & (n - 1)];
+            b[e[i].hash & (n - 1)] = i;
+        }
+    }
+    uint32_t h = hash(name);
+    int32_t *head = &r->buckets[h & (r->n_buckets - 1)];
+    r->entries[r->n_entries] = (scope_entry){.name = name, .value = v, .hash = h,
+                                             .next = *head};
+    *head = r->n_entries++;
+    return true;
+}
+
+static void scope_leave(reader *r, int32_t mark) {
+    while (r->n_entries > mark) {
+        scope_entry *e = &r->entries[--r->n_entries];
+        r->buckets[e->hash & (r->n_buckets - 1)] = e->next;
+    }
+}
+
+/* ---------------------------------------------------------------- types */
+
+static bool read_dtype(ane_wire *w, uint64_t code, ane_dtype *out) {
+    switch (code) {
+#define X(name, mil, numpy, brief, bits, blob, proto)                                      \
+    case proto: *out = ANE_##name; return true;
+        ANE_DTYPE_MAP(X)
+#undef X
+    default:
+        ane_wire_fail(w, "unknown data type %llu", (unsigned long long)code);
+        return false;
+    }
+}
+
+/* A Dimension: its size, or ANE_DIM_ANY. */
+static int64_t read_dimension(ane_wire *parent, const ane_wire_field *field) {
+    ane_wire w = ane_wire_message(parent, field), e;
+    ane_wire_field f, g;
+    int64_t dim = ANE_DIM_ANY;
+    while (ane_wire_next(&w, &f)) {
+        if (f.number == 1) {
+            e = ane_wire_message(&w, &f);
+            dim = 0;                    /* a size of 0 is left out on the wire */
+            while (ane_wire_next(&e, &g))
+                if (g.number == 1 && ane_wire_is(&e, &g, ANE_WIRE_VARINT)) {
+                    if (g.value > INT64_MAX) ane_wire_fail(&e, "dimension is too large");
+                    else dim = (int64_t)g.value;
+                }
+            ane_wire_join(&w, &e);
+        } else if (f.number == 2) {
+            dim = ANE_DIM_ANY;
+        }
+    }
+    ane_wire_join(parent, &w);
+    return dim;
+}
+
+static const ane_type *read_type(ane_wire *parent, const ane_wire_field *field, reader *r);
+
+static const ane_type *read_tensor_type(ane_wire *parent, const ane_wire_field *field,
+                                        reader *r) {
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f;
+    ane_dtype dtype = ANE_DTYPE_COUNT;
+    int64_t dims[ANE_MAX_RANK], rank = 0;
+    int n = 0;
+    while (ane_wire_next(&w, &f)) {
+        if (f.number == 1 && ane_wire_is(&w, &f, ANE_WIRE_VARINT)) {
+            read_dtype(&w, f.value, &dtype);
+        } else if (f.number == 2 && ane_wire_is(&w, &f, ANE_WIRE_VARINT)) {
+            rank = (int64_t)f.value;
+        } else if (f.number == 3) {
+            if (n == ANE_MAX_RANK)
+                ane_wire_fail(&w, "a tensor has more than %d dimensions", ANE_MAX_RANK);
+            else dims[n++] = read_dimension(&w, &f);
+        }
+    }
+    if (!w.status && dtype == ANE_DTYPE_COUNT) ane_wire_fail(&w, "tensor without data type");
+    if (!w.status && rank != n)
+        ane_wire_fail(&w, "tensor of rank %lld has %d dimensions", (long long)rank, n);
+    if (ane_wire_join(parent, &w)) return NULL;
+    const ane_type *t = ane_type_tensor(r->program, dtype, n, dims);
+    if (!t) no_memory(parent);
+    return t;
+}
+
+static const ane_type *read_type(ane_wire *parent, const ane_wire_field *field, reader *r) {
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f, g;
+    const ane_type *t = NULL, *a = NULL, *b = NULL;
+    while (ane_wire_next(&w, &f)) {
+        if (f.number == 1) {
+            t = read_tensor_type(&w, &f, r);
+            continue;
+        }
+        if (f.number < 2 || f.number > 5) continue;
+        ane_wire e = ane_wire_message(&w, &f);
+        int64_t length = -1;
+        int n = 0, cap = 0;
+        const ane_type **items = NULL;
+        a = b = NULL;
+        while (ane_wire_next(&e, &g)) {
+            if (f.number == 3 && g.number == 1) {
+                if (n == cap) {
+                    cap = cap ? 2 * cap : 4;
+                    const ane_type **more =
+                        ane_arena_alloc(r->scratch, (size_t)cap * sizeof *more);
+                    if (!more) {
+                        no_memory(&e);
+                        break;
+                    }
+                    if (n) memcpy(more, items, (size_t)n * sizeof *more);
+                    items = more;
+                }
+                items[n++] = read_type(&e, &g, r);
+            } else if (g.number == 1) {
+                a = read_type(&e, &g, r);
+            } else if (g.number == 2 && f.number == 2) {
+                length = read_dimension(&e, &g);
+            } else if (g.number == 2 && f.number == 4) {
+                b = read_type(&e, &g, r);
+            }
+        }
+        if (!e.status && f.number != 3 && (!a || (f.number == 4 && !b)))
+            ane_wire_fail(&e, "list, dictionary or state type without an element type");
+        if (ane_wire_join(&w, &e)) break;
+        switch (f.number) {
+        case 2: t = ane_type_list(r->program, a, length); break;
+        case 3: t = ane_type_tuple(r->program, items, n); break;
+        case 4: t = ane_type_dict(r->program, a, b); break;
+        default: t = ane_type_state(r->program, a); break;
+        }
+        if (!t) no_memory(&w);
+    }
+    if (!w.status && !t) ane_wire_fail(&w, "value type of an unknown kind");
+    return ane_wire_join(parent, &w) ? NULL : t;
+}
+
+/* NamedValueType. */
+static bool read_named_type(ane_wire *parent, const ane_wire_field *field, reader *r,
+                            const char **name, const ane_type **type) {
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f;
+    *name = "";
+    *type = NULL;
+    while (ane_wire_next(&w, &f)) {
+        char *s;
+        if (f.number == 1 && (s = ane_wire_string(&w, &f, r->scratch))) *name = s;
+        else if (f.number == 2) *type = read_type(&w, &f, r);
+    }
+    if (!w.status && !*type) ane_wire_fail(&w, "'%.80s' has no type", *name);
+    return ane_wire_join(parent, &w) == ANE_OK;
+}
+
+/* ---------------------------------------------------------------- values */
+
+static const ane_const *read_value(ane_wire *parent, const ane_wire_field *field, reader *r);
+
+/* Stores one number of a Repeated* message as an element of dtype; false: out of range. */
+static bool store(ane_dtype dtype, uint8_t *to, int member, uint64_t bits) {
+    int64_t i = member == 2 ? (int64_t)(int32_t)bits : (int64_t)bits;
+    switch (dtype) {
+    case ANE_F32:
+    case ANE_F64: {
+        if (member == 1 && dtype == ANE_F32) {
+            uint32_t u = (uint32_t)bits;
+            memcpy(to, &u, 4);
+            return true;
+        }
+        if (member == 6 && dtype == ANE_F64) {
+            memcpy(to, &bits, 8);
+            return true;
+        }
+        return false;
+    }
+    case ANE_BOOL: *to = bits != 0; return member == 3;
+    case ANE_I8: *to = (uint8_t)i; return i >= INT8_MIN && i <= INT8_MAX;
+    case ANE_U8: *to = (uint8_t)i; return i >= 0 && i <= UINT8_MAX;
+    case ANE_I16:
+    case ANE_U16: {
+        uint16_t u = (uint16_t)i;
+        memcpy(to, &u, 2);
+        return dtype == ANE_I16 ? i >= INT16_MIN && i <= INT16_MAX
+                                : i >= 0 && i <= UINT16_MAX;
+    }
+    case ANE_I32:
+    case ANE_U32: {
+        uint32_t u = (uint32_t)i;
+        memcpy(to, &u, 4);
+        /* uint32 travels as the int32 of the same bits. */
+        return i >= INT32_MIN && i <= (dtype == ANE_U32 ? (int64_t)UINT32_MAX : INT32_MAX);
+    }
+    case ANE_I64:
+    case ANE_U64: memcpy(to, &bits, 8); return member == 5 || member == 2;
+    default: return false;
+    }
+}
+
+static const ane_const *read_strings(ane_wire *w, const ane_type *t, int64_t count,
+                                     reader *r) {
+    ane_wire_field f;
+    const char **all = NULL;
+    int64_t n = 0;
+    /* Each string takes at least two bytes of the message. */
+    if (count > (w->end - w->p) / 2) {
+        ane_wire_fail(w, "%lld strings declared, fewer are there", (long long)count);
+        return NULL;
+    }
+    all = ane_arena_alloc(r->program->arena, (size_t)count * sizeof *all);
+    if (!all) {
+        no_memory(w);
+        return NULL;
+    }
+    while (ane_wire_next(w, &f)) {
+        if (f.number != 1) continue;
+        char *s = ane_wire_string(w, &f, r->program->arena);
+        if (!s) return NULL;
+        if (n == count) {
+            ane_wire_fail(w, "more than the declared %lld strings", (long long)count);
+            return NULL;
+        }
+        all[n++] = s;
+    }
+    if (!w->status && n != count)
+        ane_wire_fail(w, "%lld strings declared, %lld are there", (long long)count,
+                      (long long)n);
+    if (w->status) return NULL;
+    const ane_const *c = ane_const_tensor(r->program, t, all, (size_t)count * sizeof *all,
+                                          w->err);
+    if (!c) ane_wire_stop(w, ANE_ERR_NOMEM);
+    return c;
+}
+
+/* TensorValue: one Repeated* message or raw bytes. */
+static const ane_const *read_tensor_value(ane_wire *parent, const ane_wire_field *field,
+                                          const ane_type *t, reader *r) {
+    size_t bytes = 0;
+    int64_t count = t->kind == ANE_T_TENSOR ? ane_type_count(t) : -1;
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f, g;
+    const ane_const *c = NULL;
+    uint8_t *buf = NULL;
+    size_t at = 0;
+    if (!w.status && (count < 0 || (t->dtype != ANE_STRING && !ane_type_bytes(t, &bytes))))
+        ane_wire_fail(&w, "a constant needs a tensor type of known shape");
+    size_t unit = w.status ? 0 : ane_dtype_size(t->dtype);
+    while (!c && ane_wire_next(&w, &f)) {
+        ane_wire e = ane_wire_message(&w, &f);
+        if (f.number == 4) {
+            if (t->dtype != ANE_STRING) ane_wire_fail(&e, "strings for a number type");
+            else c = read_strings(&e, t, count, r);
+        } else if (f.number == 7) {
+            while (ane_wire_next(&e, &g)) {
+                if (g.number != 1 || !ane_wire_is(&e, &g, ANE_WIRE_BYTES)) continue;
+                if (t->dtype == ANE_STRING || g.size != bytes) {
+                    ane_wire_fail(&e, "constant has %zu bytes, its type needs %zu", g.size,
+                                  bytes);
+                    break;
+                }
+                c = ane_const_tensor(r->program, t, g.data, bytes, e.err);
+                if (!c) ane_wire_stop(&e, ANE_ERR_NOMEM);
+            }
+        } else if (f.number >= 1 && f.number <= 6) {
+            static const ane_wire_kind kinds[] = {0, ANE_WIRE_FIXED32, ANE_WIRE_VARINT,
+                                                  ANE_WIRE_VARINT, 0, ANE_WIRE_VARINT,
+                                                  ANE_WIRE_FIXED64};
+            /* Every element takes at least a byte: no allocation beyond the input. */
+            if (t->dtype == ANE_STRING || !unit || count > e.end - e.p) {
+                ane_wire_fail(&e, "constant does not hold the %lld elements of its type",
+                              (long long)count);
+            } else if (!buf && !(buf = ane_calloc(1, bytes ? bytes : 1))) {
+                no_memory(&e);
+            }
+            while (ane_wire_next(&e, &g)) {
+                if (g.number != 1) continue;
+                ane_wire_packed it = ane_wire_packed_begin(&e, &g, kinds[f.number]);
+                uint64_t bits;
+                while (ane_wire_packed_next(&e, &it, &bits)) {
+                    if (at + unit > bytes) {
+                        ane_wire_fail(&e, "constant has more than the %lld elements of its "
+                                      "type", (long long)count);
+                    } else if (!store(t->dtype, buf + at, (int)f.number, bits)) {
+                        char text[ANE_TYPE_TEXT];
+                        ane_wire_fail(&e, "value does not fit %s",
+                                      ane_type_text(t, text, sizeof text));
+                    }
+                    at += unit;
+                }
+            }
+            if (!e.status && at != bytes)
+                ane_wire_fail(&e, "constant has %zu elements, its type %lld",
+                              unit ? at / unit : 0, (long long)count);
+            if (!e.status) {
+                c = ane_const_tensor(r->program, t, buf, bytes, e.err);
+                if (!c) ane_wire_stop(&e, ANE_ERR_NOMEM);
+            }
+        }
+        ane_wire_join(&w, &e);
+    }
+    /* Nothing on the wire is the empty tensor. */
+    if (!w.status && !c && count == 0) {
+        c = ane_const_tensor(r->program, t, "", 0, w.err);
+        if (!c) ane_wire_stop(&w, ANE_ERR_NOMEM);
+    }
+    if (!w.status && !c) ane_wire_fail(&w, "constant without a value");
+    ane_free(buf);
+    return ane_wire_join(parent, &w) ? NULL : c;
+}
+
+/* TupleValue, ListValue (fields of Value) and DictionaryValue (fields of pairs). */
+static const ane_const *read_items(ane_wire *parent, const ane_wire_field *field,
+                                   const ane_type *t, bool dict, reader *r) {
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f, g;
+    const ane_const **items = NULL;
+    int n = 0, cap = 0;
+    while (ane_wire_next(&w, &f)) {
+        if (f.number != 1) continue;
+        if (n + 2 > cap) {
+            int more = cap ? 2 * cap : 8;
+            const ane_const **p = ane_arena_alloc(r->scratch, (size_t)more * sizeof *p);
+            if (!p) {
+                no_memory(&w);
+                break;
+            }
+            if (n) memcpy(p, items, (size_t)n * sizeof *p);
+            items = p;
+            cap = more;
+        }
+        if (!dict) {
+            items[n++] = read_value(&w, &f, r);
+            continue;
+        }
+        const ane_const *pair[2] = {NULL, NULL};
+        ane_wire e = ane_wire_message(&w, &f);
+        while (ane_wire_next(&e, &g))
+            if (g.number == 1 || g.number == 2) pair[g.number - 1] = read_value(&e, &g, r);
+        if (!e.status && (!pair[0] || !pair[1]))
+            ane_wire_fail(&e, "dictionary entry without key or value");
+        ane_wire_join(&w, &e);
+        items[n++] = pair[0];
+        items[n++] = pair[1];
+    }
+    if (ane_wire_join(parent, &w)) return NULL;
+    const ane_const *c = ane_const_items(r->program, t, items, n, parent->err);
+    if (!c) ane_wire_stop(parent, ANE_ERR_INVALID);
+    return c;
+}
+
+static const ane_const *read_blob(ane_wire *parent, const ane_wire_field *field,
+                                  const ane_type *t, reader *r) {
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f;
+    const char *path = NULL;
+    uint64_t offset = 0;
+    while (ane_wire_next(&w, &f)) {
+        if (f.number == 1) path = ane_wire_string(&w, &f, r->program->arena);
+        else if (f.number == 2 && ane_wire_is(&w, &f, ANE_WIRE_VARINT)) offset = f.value;
+    }
+    if (!w.status && !path) ane_wire_fail(&w, "weight file without a name");
+    if (ane_wire_join(parent, &w)) return NULL;
+    const ane_const *c = NULL;
+    ane_status st = ane_weight_files_const(r->files, r->program, t, path, offset, 0, 0, &c,
+                                           parent->err);
+    if (st) ane_wire_stop(parent, st);
+    return c;
+}
+
+static const ane_const *read_value(ane_wire *parent, const ane_wire_field *field, reader *r) {
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f, g;
+    const ane_type *t = NULL;
+    const ane_const *c = NULL;
+    /* The type may follow the value on the wire: remember where the value is. */
+    ane_wire_field held = {0};
+    while (ane_wire_next(&w, &f)) {
+        if (f.number == 2) t = read_type(&w, &f, r);
+        else if (f.number == 3 || f.number == 5) held = f;
+    }
+    if (!w.status && !t) ane_wire_fail(&w, "value without a type");
+    if (!w.status && !held.number) ane_wire_fail(&w, "value without content");
+    if (!w.status && held.number == 5) c = read_blob(&w, &held, t, r);
+    if (!w.status && held.number == 3) {
+        ane_wire e = ane_wire_message(&w, &held);
+        while (!c && ane_wire_next(&e, &g)) {
+            if (g.number == 1) c = read_tensor_value(&e, &g, t, r);
+            else if (g.number == 2 || g.number == 3) c = read_items(&e, &g, t, false, r);
+            else if (g.number == 4) c = read_items(&e, &g, t, true, r);
+        }
+        if (!e.status && !c) ane_wire_fail(&e, "immediate value without content");
+        ane_wire_join(&w, &e);
+    }
+    return ane_wire_join(parent, &w) ? NULL : c;
+}
+
+/* ---------------------------------------------------------------- graph */
+
+/* map<string, X> entry: key, and where the value message is. */
+static bool read_entry(ane_wire *parent, const ane_wire_field *field, reader *r,
+                       const char **key, ane_wire_field *value) {
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f;
+    *key = "";
+    *value = (ane_wire_field){0};
+    while (ane_wire_next(&w, &f)) {
+        char *s;
+        if (f.number == 1 && (s = ane_wire_string(&w, &f, r->scratch))) *key = s;
+        else if (f.number == 2) *value = f;
+    }
+    if (!w.status && !value->number) ane_wire_fail(&w, "map entry '%.80s' has no value", *key);
+    return ane_wire_join(parent, &w) == ANE_OK;
+}
+
+typedef struct attrs {
+    ane_attr *all;
+    int n, cap;
+} attrs;
+
+static void read_attr(ane_wire *w, const ane_wire_field *f, reader *r, attrs *out) {
+    ane_wire_field v;
+    const char *key;
+    if (!read_entry(w, f, r, &key, &v)) return;
+    const ane_const *c = read_value(w, &v, r);
+    if (!c) return;
+    if (out->n == out->cap) {
+        int cap = out->cap ? 2 * out->cap : 4;
+        ane_attr *more = ane_arena_alloc(r->program->arena, (size_t)cap * sizeof *more);
+        if (!more) {
+            no_memory(w);
+            return;
+        }
+        if (out->n) memcpy(more, out->all, (size_t)out->n * sizeof *more);
+        out->all = more;
+        out->cap = cap;
+    }
+    char *name = ane_arena_strndup(r->program->arena, key, strlen(key));
+    if (!name) no_memory(w);
+    else out->all[out->n++] = (ane_attr){name, c};
+}
+
+static ane_value *bind(ane_wire *w, const ane_wire_field *f, ane_block *b, reader *r) {
+    char *s = NULL;
+    ane_value *v = NULL;
+    if (f->number == 1 && (s = ane_wire_string(w, f, r->scratch))) {
+        int32_t i = scope_find(r, s);
+        if (i < 0) ane_wire_fail(w, "'%.80s' is not defined here", s);
+        else v = r->entries[i].value;
+    } else if (f->number == 2) {
+        const ane_const *c = read_value(w, f, r);
+        ane_status st = c ? ane_const_create(b, NULL, c, true, &v, w->err) : ANE_OK;
+        if (st) ane_wire_stop(w, st);
+    }
+    return w->status ? NULL : v;
+}
+
+/* Argument: bindings in order. */
+static void read_argument(ane_wire *parent, const ane_wire_field *field, ane_block *b,
+                          reader *r, ane_arg_desc *out) {
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f, g;
+    ane_value **v = NULL;
+    int n = 0, cap = 0;
+    while (ane_wire_next(&w, &f)) {
+        if (f.number != 1) continue;
+        ane_wire e = ane_wire_message(&w, &f);
+        ane_value *one = NULL;
+        while (ane_wire_next(&e, &g))
+            if (g.number == 1 || g.number == 2) one = bind(&e, &g, b, r);
+        if (!e.status && !one) ane_wire_fail(&e, "argument '%.80s' is empty", out->name);
+        if (ane_wire_join(&w, &e)) break;
+        if (n == cap) {
+            cap = cap ? 2 * cap : 2;
+            ane_value **more = ane_arena_alloc(r->scratch, (size_t)cap * sizeof *more);
+            if (!more) {
+                no_memory(&w);
+                break;
+            }
+            if (n) memcpy(more, v, (size_t)n * sizeof *more);
+            v = more;
+        }
+        v[n++] = one;
+    }
+    out->n = n;
+    out->v = v;
+    out->tuple = n != 1;
+    ane_wire_join(parent, &w);
+}
+
+static void read_block(ane_wire *parent, const ane_wire_field *field, ane_block *b,
+                       reader *r);
+
+#define MAX_OP_ARGS 64
+
+static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_block *b,
+                           reader *r) {
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f, v;
+    ane_op_desc d = {0};
+    ane_arg_desc args[MAX_OP_ARGS];
+    ane_block *blocks[8];
+    attrs extra = {0};
+    const ane_const *val = NULL;
+    int cap = 0;
+    const char **names = NULL;
+    const ane_type **types = NULL;
+    ane_wire first = w;         /* the op's name may follow its inputs on the wire */
+    while (ane_wire_next(&first, &f))
+        if (f.number == 1) d.op = ane_wire_string(&first, &f, r->scratch);
+    ane_wire_join(&w, &first);
+    if (!w.status && !d.op) ane_wire_fail(&w, "operation without a type");
+    const ane_op_row *row =
+        w.status ? NULL : ane_op_row_find(d.op, r->function->opset, NULL);
+    while (ane_wire_next(&w, &f)) {
+        const char *key;
+        if (f.number == 2 || f.number == 5) {
+            if (!read_entry(&w, &f, r, &key, &v)) break;
+            int p = row ? ane_op_param_index(row, key) : -1;
+            if (f.number == 5 && !strcmp(key, "name")) {
+                const ane_const *c = read_value(&w, &v, r);
+                if (c && c->type->kind == ANE_T_TENSOR && c->type->dtype == ANE_STRING &&
+                    ane_type_count(c->type) == 1)
+                    d.name = ((const char *const *)c->data)[0];
+                continue;
+            }
+            if (f.number == 5 && !strcmp(d.op, "const") && !strcmp(key, "val")) {
+                val = read_value(&w, &v, r);
+                continue;
+            }
+            if (f.number == 5 && p < 0) {
+                read_attr(&w, &f, r, &extra);
+                continue;
+            }
+            if (d.n_args == MAX_OP_ARGS) {
+                ane_wire_fail(&w, "%s: more than %d arguments", d.op, MAX_OP_ARGS);
+                break;
+            }
+            ane_arg_desc *a = &args[d.n_args++];
+            *a = (ane_arg_desc){.name = key};
+            if (f.number == 2) {
+                read_argument(&w, &v, b, r, a);
+                if (row && p >= 0) a->tuple = row->params[p].tuple;
+            } else {                    /* a constexpr's parameter, given as attribute */
+                ane_value **one = ane_arena_alloc(r->scratch, sizeof *one);
+                if (!one) no_memory(&w);
+                v.number = 2;
+                if (one && (*one = bind(&w, &v, b, r))) {
+                    a->v = one;
+                    a->n = 1;
+                }
+            }
+        } else if (f.number == 3) {
+            if (d.n_results == cap) {
+                cap = cap ? 2 * cap : 2;
+                const char **n2 = ane_arena_alloc(r->scratch, (size_t)cap * sizeof *n2);
+                const ane_type **t2 = ane_arena_alloc(r->scratch, (size_t)cap * sizeof *t2);
+                if (!n2 || !t2) {
+                    no_memory(&w);
+                    break;
+                }
+                if (d.n_results) {
+                    memcpy(n2, names, (size_t)d.n_results * sizeof *n2);
+                    memcpy(t2, types, (size_t)d.n_results * sizeof *t2);
+                }
+                names = n2;
+                types = t2;
+            }
+            if (!read_named_type(&w, &f, r, &names[d.n_results], &types[d.n_results])) break;
+            d.n_results++;
+        } else if (f.number == 4) {
+            if (d.n_blocks == (int)(sizeof blocks / sizeof *blocks)) {
+                ane_wire_fail(&w, "%s: more than %d blocks", d.op, d.n_blocks);
+                break;
+            }
+            ane_block *nested = ane_block_create(r->function, NULL);
+            if (!nested) {
+                no_memory(&w);
+                break;
+            }
+            blocks[d.n_blocks++] = nested;
+            read_block(&w, &f, nested, r);
+        }
+    }
+    if (!w.status && !strcmp(d.op, "const")) {
+        ane_value *c = NULL;
+        if (!val || d.n_results != 1) {
+            ane_wire_fail(&w, "const without value or with %d results", d.n_results);
+        } else {
+            ane_status st = ane_const_create(b, scope_find(r, names[0]) < 0 ? names[0] : NULL,
+                                             val, false, &c, w.err);
+            if (st) ane_wire_stop(&w, st);
+            else if (!scope_put(r, names[0], c)) no_memory(&w);
+        }
+    } else if (!w.status) {
+        ane_op *op = NULL;
+        d.args = args;
+        d.blocks = blocks;
+        d.attrs = extra.all;
+        d.n_attrs = extra.n;
+        d.declared = types;
+        d.result_names = names;
+        ane_status st = ane_op_create(b, NULL, &d, &op, w.err);
+        if (st) {
+            ane_error_prefix(w.err, "%s: ", w.file);
+            ane_wire_stop(&w, st);
+        }
+        for (int i = 0; op && i < op->n_results; i++)
+            if (!scope_put(r, names[i], op->results[i])) no_memory(&w);
+    }
+    ane_wire_join(parent, &w);
+}
+
+/* Fills a block: its parameters (nested blocks only), operations, outputs. */
+static void read_block(ane_wire *parent, const ane_wire_field *field, ane_block *b,
+                       reader *r) {
+    int32_t mark = r->n_entries;
+    ane_wire w = ane_wire_message(parent, field), again = w;
+    ane_wire_field f;
+    bool body = b == r->function->body;
+    while (!body && ane_wire_next(&again, &f)) {
+        const char *name;
+        const ane_type *type;
+        ane_value *v;
+        if (f.number != 1 || !read_named_type(&again, &f, r, &name, &type)) continue;
+        ane_status st = ane_block_add_param(b, name, type, &v, again.err);
+        if (st) ane_wire_stop(&again, st);
+        else if (!scope_put(r, name, v)) no_memory(&again);
+    }
+    ane_wire_join(&w, &again);
+    again = w;
+    while (ane_wire_next(&w, &f))
+        if (f.number == 3) read_operation(&w, &f, b, r);
+    if (!w.status) {
+        ane_value **out = NULL;
+        int n = 0, cap = 0;
+        while (ane_wire_next(&again, &f)) {
+            if (f.number != 2) continue;
+            if (n == cap) {
+                cap = cap ? 2 * cap : 4;
+                ane_value **more = ane_arena_alloc(r->scratch, (size_t)cap * sizeof *more);
+                if (!more) {
+                    no_memory(&again);
+                    break;
+                }
+                if (n) memcpy(more, out, (size_t)n * sizeof *more);
+                out = more;
+            }
+            f.number = 1;               /* a binding by name */
+            out[n++] = bind(&again, &f, b, r);
+        }
+        ane_status st = again.status ? ANE_OK : ane_block_set_outputs(b, out, n, w.err);
+        if (st) ane_wire_stop(&again, st);
+        ane_wire_join(&w, &again);
+    }
+    scope_leave(r, mark);
+    ane_wire_join(parent, &w);
+}
+
+/* "CoreML7" -> "ios17"; text tags pass. */
+static const char *opset_tag(const char *opset) {
+    static const char *const tags[][2] = {{"CoreML5", "ios15"}, {"CoreML6", "ios16"},
+                                          {"CoreML7", "ios17"}, {"CoreML8", "ios18"},
+                                          {"CoreML9", "ios26"}};
+    for (size_t i = 0; i < sizeof tags / sizeof *tags; i++)
+        if (!strcmp(opset, tags[i][0])) return tags[i][1];
+    return opset;
+}
+
+static void read_function(ane_wire *parent, const ane_wire_field *field, const char *name,
+                          reader *r) {
+    ane_wire w = ane_wire_message(parent, field), first = w;
+    ane_wire_field f, body = {0}, v;
+    const char *opset = "", *key;
+    ane_param_desc *params = NULL;
+    attrs extra = {0};
+    int n = 0, cap = 0;
+    r->n_entries = 0;
+    for (uint32_t i = 0; i < r->n_buckets; i++) r->buckets[i] = -1;
+    while (ane_wire_next(&first, &f)) {
+        char *s;
+        if (f.number == 2 && (s = ane_wire_string(&first, &f, r->scratch))) opset = s;
+        if (f.number == 4) read_attr(&first, &f, r, &extra);
+        if (f.number != 1) continue;
+        if (n == cap) {
+            cap = cap ? 2 * cap : 4;
+            ane_param_desc *more = ane_arena_alloc(r->scratch, (size_t)cap * sizeof *more);
+            if (!more) {
+                no_memory(&first);
+                break;
+            }
+            if (n) memcpy(more, params, (size_t)n * sizeof *more);
+            params = more;
+        }
+        if (read_named_type(&first, &f, r, &params[n].name, &params[n].type)) n++;
+    }
+    ane_wire_join(&w, &first);
+    while (ane_wire_next(&w, &f))
+        if (f.number == 3 && read_entry(&w, &f, r, &key, &v) && !strcmp(key, opset)) body = v;
+    if (!w.status && !body.number)
+        ane_wire_fail(&w, "function '%.80s' has no block for its opset '%.40s'", name, opset);
+    ane_status st = w.status;
+    if (!st) st = ane_function_create(r->program, name, opset_tag(opset), params, n,
+                                      &r->function, w.err);
+    if (st) ane_wire_stop(&w, st);
+    for (int i = 0; !w.status && i < n; i++)
+        if (!scope_put(r, params[i].name, r->function->params[i])) no_memory(&w);
+    if (!w.status) {
+        r->function->attrs = extra.all;
+        r->function->n_attrs = extra.n;
+        read_block(&w, &body, r->function->body, r);
+    }
+    ane_wire_join(parent, &w);
+}
+
+static void read_program(ane_wire *parent, const ane_wire_field *field, reader *r) {
+    ane_wire w = ane_wire_message(parent, field);
+    ane_wire_field f, v;
+    attrs extra = {0};
+    const char *name;
+    while (ane_wire_next(&w, &f)) {
+        if (f.number == 2 && read_entry(&w, &f, r, &name, &v)) {
+            char *kept = ane_arena_strndup(r->program->arena, name, strlen(name));
+            if (!kept) no_memory(&w);
+            else read_function(&w, &v, kept, r);
+        } else if (f.number == 4) {
+            read_attr(&w, &f, r, &extra);
+        }
+    }
+    r->program->attrs = extra.all;
+    r->program->n_attrs = extra.n;
+    ane_wire_join(parent, &w);
+}
+
+ane_status ane_coreml_read(const void *data, size_t n, const ane_parse_options *opts,
+                           ane_program **program, ane_description **description,
+                           ane_error *err) {
+    const char *file = opts && opts->filename ? opts->filename : "<model>";
+    reader r = {0};
+    ane_description *d = NULL;
+    ane_wire w, first;
+    ane_wire_field f, main = {0};
+    ane_arena *arena = ane_arena_create();
+    ane_wire_init(&w, data, n, file, err);
+    r.scratch = ane_arena_create();
+    if (arena) d = ane_arena_alloc(arena, sizeof *d);
+    if (!d || !r.scratch) {
+        ane_arena_destroy(arena);
+        d = NULL;
+        no_memory(&w);
+        goto done;
+    }
+    *d = (ane_description){.arena = arena, .author = "", .license = "", .version = "",
+                           .short_description = "", .default_function = ""};
+    first = w;
+    const char *other = NULL;
+    while (ane_wire_next(&first, &f)) {
+        if (f.number == 1 && ane_wire_is(&first, &f, ANE_WIRE_VARINT))
+            d->specification_version = (int)(f.value & 0x7fffffff);
+        else if (f.number == 502) main = f;
+        else if (ane_coreml_model_kind(f.number)) other = ane_coreml_model_kind(f.number);
+    }
+    if (ane_wire_join(&w, &first)) goto done;
+    if (!main.number) {
+        if (other)
+            ane_wire_stop(&w, ane_fail(err, ANE_ERR_UNSUPPORTED,
+                                       "%s: this is a %s model, not an ML Program; convert "
+                                       "it again with convert_to=\"mlprogram\"",
+                                       file, other));
+        else ane_wire_fail(&w, "no model in this file (not a Core ML specification?)");
+        goto done;
+    }
+    ane_status st = ane_program_create(d->specification_version >= 9 ? "1.3" : "1.0",
+                                       &r.program, err);
+    if (!st) st = ane_weight_files_create(opts, &r.files, err);
+    if (st) {
+        ane_wire_stop(&w, st);
+        goto done;
+    }
+    if (opts && opts->filename)
+        r.program->filename =
+            ane_arena_strndup(r.program->arena, file, strlen(file));
+    while (ane_wire_next(&w, &f)) {
+        if (f.number == 2) {
+            ane_wire e = ane_wire_message(&w, &f);
+            d->raw_bytes = f.size;
+            d->raw = ane_arena_strndup(d->arena, (const char *)f.data, f.size);
+            if (!d->raw) no_memory(&e);
+            ane_coreml_read_description(&e, d);
+            ane_wire_join(&w, &e);
+        } else if (f.number == 502) {
+            read_program(&w, &f, &r);
+        }
+    }
+    if (!w.status && (st = ane_program_verify(r.program, err))) ane_wire_stop(&w, st);
+done:
+    ane_weight_files_destroy(r.files);
+    ane_arena_destroy(r.scratch);
+    ane_free(r.entries);
+    ane_free(r.buckets);
+    if (w.status) {
+        ane_program_release(r.program);
+        ane_description_destroy(d);
+        return w.status;
+    }
+    *program = r.program;
+    *description = d;
+    return ANE_OK;
+}
