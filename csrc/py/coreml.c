@@ -1,8 +1,9 @@
 /* Core ML specifications for Python: bytes to a Program and a plain dict, and back. Files
  * and folders are Python's business (anetorch/coreml.py, anetorch/package.py). */
-#include "py.h"
+#include "program.h"
 
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 static const char *const kinds[] = {"none", "int64", "double", "string", "image",
@@ -157,7 +158,8 @@ static PyObject *py_coreml_read(PyObject *self, PyObject *args, PyObject *kwargs
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
     if (status) return ane_py_raise(st, &err);
-    program = ane_py_program_new(st, type, p);
+    program = ane_py_program_make((PyTypeObject *)type, st, p);
+    p = NULL;
     dict = program ? description_dict(d) : NULL;
     if (dict) out = PyTuple_Pack(2, program, dict);
     Py_XDECREF(program);
