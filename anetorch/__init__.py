@@ -19,6 +19,8 @@ from anetorch._core import (
     to_fp16,
     to_fp32,
 )
+from anetorch import coreml
+from anetorch.coreml import Model, load
 from anetorch.runtime import (
     Device,
     Difference,

@@ -305,7 +305,7 @@ def test_deep_nesting_is_refused():
 
     inner = b""
     for _ in range(300):
-        inner = message(1, message(2, inner))      # list type of list type of ...
+        inner = message(2, message(1, inner))      # list type of list type of ...
     value = message(2, inner)
     entry = message(4, message(1, b"k") + message(2, value))
     model = b"\x08\x09" + message(502, entry)
