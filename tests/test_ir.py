@@ -295,6 +295,108 @@ def test_attributes() -> None:
         p.set_attr("a", 1, function="g")
 
 
+def test_flexible_shapes_from_python() -> None:
+    p = mil.build(lambda x: {"y": x}, {"x": spec((1, None), "fp16")})
+    text, ints = ("tensor", "string", ()), ("tensor", "int32", (None,))
+    pair = ("tensor", "int32", (2,))
+    kind = ("tuple", ("tuple", text, ("dict", text, ints)), ("tuple", text, ("dict", text, ("list", pair, None))))
+    value = (("DefaultShapes", {"x": [1, 4]}), ("RangeDims", {"x": [[1, 1], [1, 9]]}))
+    p.set_attr("FlexibleShapeInformation", value, function="main", type=kind)
+    assert 'FlexibleShapeInformation = tuple<tuple<string, dict<string, tensor<int32, [?]>>>, ' in p.text()
+    assert '((("DefaultShapes", {{"x", [1, 4]}}), ("RangeDims", {{"x", [[1, 1], [1, 9]]}})))' in p.text()
+    assert Program.parse(p.text()) == p
+    for bad in (value[:1], 3, "x", (("a", {}), ("b", [1])), (("a", {"x": [[1]]}), ("b", {}))):
+        with pytest.raises((TypeError, ValueError), match="set_attr"):
+            p.set_attr("FlexibleShapeInformation", bad, function="main", type=kind)
+
+
+# ------------------------------------------------------------------ nested blocks
+
+
+def test_cond() -> None:
+    def fn(x, flag):
+        scale = x * 2.0
+        return {"y": mil.ops.cond(pred=flag, true_fn=lambda: scale + 1.0, false_fn=lambda: x)}
+
+    p = mil.build(fn, {"x": spec(3), "flag": spec((), "bool")})
+    p.verify()
+    op = p.outputs[0].op
+    assert op.type == "cond" and len(op.blocks) == 2 and op.blocks[0].owner == op
+    assert [o.type for o in op.blocks[0]] == ["add"] and op.blocks[1].outputs == [p.inputs[0]]
+    for spelling in ("1.0", "1.3"):
+        assert Program.parse(p.text(spelling)) == p
+    assert p.clone() == p
+    run = _core._testing.eval
+    x = np.arange(3, dtype=np.float32)
+    for flag, want in ((True, x * 2 + 1), (False, x)):
+        got = run(p, {"x": x, "flag": np.array(flag)})["y"]
+        assert np.array_equal(got, want)
+
+
+def test_while_loop() -> None:
+    def fn(n, x):
+        i, y = mil.ops.while_loop(loop_vars=(n, x), cond=lambda i, y: i > 0, body=lambda i, y: (i - 1, y * 2.0))
+        return {"i": i, "y": y}
+
+    p = mil.build(fn, {"n": spec((), "int32"), "x": spec(2)})
+    p.verify()
+    assert Program.parse(p.text()) == p and p.clone() == p
+    got = _core._testing.eval(p, {"n": np.int32(5), "x": np.ones(2, np.float32)})
+    assert got["y"].tolist() == [32, 32] and got["i"] == 0
+
+
+def test_nested_blocks_see_outwards_only() -> None:
+    p = mil.build(lambda x, f: x + 1.0, {"x": spec(3), "f": spec((), "bool")})
+    body, (x, f) = p.function.body.id, [v.id for v in p.inputs]
+    one, _ = p.add_block(body)
+    _, (inner,) = p.add_op(one, "exp", {"x": x})
+    p.set_outputs(one, [inner])
+    two, _ = p.add_block(body)
+    _, (bad,) = p.add_op(two, "exp", {"x": inner})
+    p.set_outputs(two, [bad])
+    with pytest.raises(ValueError, match="block 1 uses a value that is not defined before"):
+        p.add_op(body, "cond", {"pred": f}, blocks=[one, two])
+    with pytest.raises(ValueError, match="given twice"):
+        p.add_op(body, "cond", {"pred": f}, blocks=[one, one])
+    with pytest.raises(ValueError, match="already belongs"):
+        p.add_op(body, "cond", {"pred": f}, blocks=[one, body])
+    with pytest.raises(ValueError, match="not defined"):
+        p.add_op(body, "exp", {"x": inner})
+    three, _ = p.add_block(body)
+    p.set_outputs(three, [x])
+    op, _ = p.add_op(body, "cond", {"pred": f}, blocks=[one, three])
+    p.verify()
+    with pytest.raises(ValueError, match="already belongs"):
+        p.add_op(body, "cond", {"pred": f}, blocks=[one, three])
+    p.remove_op(op)
+    with pytest.raises(KeyError, match="removed"):
+        p.block_info(one)
+    with pytest.raises(KeyError, match="removed"):
+        p.value_info(inner)
+    p.verify()
+
+
+def test_blocks_nest_to_a_limit() -> None:
+    def nested(depth: int, f, x):
+        if not depth:
+            return x + 1.0
+        return mil.ops.cond(pred=f, true_fn=lambda: nested(depth - 1, f, x), false_fn=lambda: x)
+
+    inputs = {"f": spec((), "bool"), "x": spec(3)}
+    p = mil.build(lambda f, x: nested(30, f, x), inputs)
+    assert Program.parse(p.text()) == p and p.clone() == p
+    with pytest.raises(ValueError, match="blocks nest deeper than 32"):
+        mil.build(lambda f, x: nested(40, f, x), inputs)
+
+
+def test_class_labels_are_a_list() -> None:
+    p = mil.build(lambda x: mil.ops.classify(probabilities=x, classes=["cat", "dog", "hen"]), {"x": spec(3)})
+    op = p.function.body.ops[-1]
+    assert op.const("classes") == ["cat", "dog", "hen"]
+    assert 'list<string, 3>(["cat", "dog", "hen"])' in p.text()
+    assert Program.parse(p.text()) == p
+
+
 # ------------------------------------------------------------------ editing
 
 

@@ -161,9 +161,12 @@ def _kind(value: Any) -> str:
     return "str" if isinstance(value, str) else ""
 
 
-def _choose(op: str, p: _Param, value: Any, bound: str | None) -> str | None:
+def _choose(op: str, p: _Param, value: Any, bound: str | None) -> str | tuple[Any, ...] | None:
     """The dtype of a constant argument; None: the value's own."""
     kind = _kind(value)
+    if p.kind == "list" and isinstance(value, (list, tuple)):
+        element = {"str": "string", "float": "fp32", "bool": "bool"}.get(kind, "int64")
+        return ("list", ("tensor", element, ()), len(value))
     if kind == "":
         own = _dtype(value.dtype) if hasattr(value, "dtype") else None
         # NumPy's own defaults are no statement about the element type.

@@ -29,6 +29,9 @@ PyObject *ane_py_const_value(ane_py_state *st, const ane_const *c);
 /* want: dtype or -1. Arrays above 64 bytes are viewed where they are contiguous. */
 const ane_const *ane_py_const_from(ane_py_state *st, ane_program *p, PyObject *obj, int want,
                                    const char *what);
+/* The same for a whole type: lists, tuples and dicts from Python's. */
+const ane_const *ane_py_const_typed(ane_py_state *st, ane_program *p, PyObject *obj,
+                                    const ane_type *type, const char *what);
 
 /* program_edit.c */
 ANE_PROGRAM_METHOD(ane_py_program_add_function);

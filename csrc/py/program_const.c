@@ -465,3 +465,70 @@ const ane_const *ane_py_const_from(ane_py_state *st, ane_program *p, PyObject *o
         return packed(st, p, obj, (ane_dtype)want, what);
     return array_const(st, p, obj, want, what);
 }
+
+/* One item per element of a sequence (or key and value of a dict), each against its type. */
+static const ane_const *items_typed(ane_py_state *st, ane_program *p, PyObject *flat,
+                                    const ane_type *t, const char *what) {
+    ane_error err = {0};
+    Py_ssize_t n = PyTuple_Size(flat);
+    const ane_const **items = PyMem_Calloc((size_t)n + 1, sizeof *items), *c = NULL;
+    if (!items) return (void)PyErr_NoMemory(), NULL;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        const ane_type *e = t->kind == ANE_T_TUPLE            ? t->items[i]
+                            : t->kind == ANE_T_DICT && i % 2 ? t->elem2
+                                                             : t->elem;
+        if (!(items[i] = ane_py_const_typed(st, p, PyTuple_GetItem(flat, i), e, what))) goto done;
+    }
+    c = failed(st, ane_const_items(p, t, items, (int)n, &err), &err);
+done:
+    PyMem_Free(items);
+    return c;
+}
+
+/* [k0, v0, k1, v1, ...] as a tuple. */
+static PyObject *flat_items(PyObject *dict) {
+    PyObject *pairs = PyMapping_Items(dict);
+    Py_ssize_t n = pairs ? PyList_Size(pairs) : 0;
+    PyObject *flat = pairs ? PyTuple_New(2 * n) : NULL;
+    for (Py_ssize_t i = 0; flat && i < 2 * n; i++) {
+        PyObject *o = Py_NewRef(PyTuple_GetItem(PyList_GetItem(pairs, i / 2), i % 2));
+        if (PyTuple_SetItem(flat, i, o) < 0) Py_CLEAR(flat);
+    }
+    Py_XDECREF(pairs);
+    return flat;
+}
+
+const ane_const *ane_py_const_typed(ane_py_state *st, ane_program *p, PyObject *obj,
+                                    const ane_type *t, const char *what) {
+    char text[ANE_TYPE_TEXT];
+    if (t->kind == ANE_T_TENSOR) {
+        const ane_const *c = ane_py_const_from(st, p, obj, (int)t->dtype, what);
+        bool fits = c && c->type->kind == ANE_T_TENSOR && c->type->rank == t->rank;
+        for (int i = 0; fits && i < t->rank; i++)
+            fits = t->dims[i] < 0 || c->type->dims[i] == t->dims[i];
+        if (c && !fits) {
+            PyErr_Format(PyExc_ValueError, "[%s] expected %s, got %R", what,
+                         ane_type_text(t, text, sizeof text), obj);
+            return NULL;
+        }
+        return c;
+    }
+    bool dict = t->kind == ANE_T_DICT;
+    if (t->kind == ANE_T_STATE ||
+        (dict ? !PyDict_Check(obj) : !PyList_Check(obj) && !PyTuple_Check(obj))) {
+        PyErr_Format(PyExc_TypeError, "[%s] expected %s, got %R", what,
+                     ane_type_text(t, text, sizeof text), obj);
+        return NULL;
+    }
+    PyObject *flat = dict ? flat_items(obj) : PySequence_Tuple(obj);
+    if (!flat) return NULL;
+    Py_ssize_t n = PyTuple_Size(flat);
+    const ane_const *c = NULL;
+    if ((t->kind == ANE_T_TUPLE && n != t->n) ||
+        (t->kind == ANE_T_LIST && t->length >= 0 && n != t->length))
+        PyErr_Format(PyExc_ValueError, "[%s] expected %s, got %zd items", what,
+                     ane_type_text(t, text, sizeof text), n);
+    else c = items_typed(st, p, flat, t, what);
+    Py_DECREF(flat);
+    return c;
+}

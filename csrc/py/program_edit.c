@@ -240,12 +240,19 @@ ANE_PROGRAM_METHOD(ane_py_program_add_const) {
     if (!(block = ane_py_id(block_obj, "add_const")) ||
         (before_obj != Py_None && !(before = ane_py_id(before_obj, "add_const"))))
         return NULL;
-    if (dtype_obj != Py_None) {
+    ane_py_state *st = ANE_PROGRAM(self)->st;
+    const ane_const *c = NULL;
+    if (PyTuple_Check(dtype_obj)) {
+        const ane_type *t = ane_py_type_from(p, dtype_obj, 0);
+        if (t) c = ane_py_const_typed(st, p, value, t, what);
+    } else {
         ane_dtype d;
-        if (ane_py_element(dtype_obj, &d) < 0) return NULL;
-        want = (int)d;
+        if (dtype_obj != Py_None) {
+            if (ane_py_element(dtype_obj, &d) < 0) return NULL;
+            want = (int)d;
+        }
+        c = ane_py_const_from(st, p, value, want, what);
     }
-    const ane_const *c = ane_py_const_from(ANE_PROGRAM(self)->st, p, value, want, what);
     if (!c) return NULL;
     if (ane_graph_add_const(p, block, before, c, name, inlined != 0, &id, &err))
         return raise(self, &err);
@@ -253,14 +260,16 @@ ANE_PROGRAM_METHOD(ane_py_program_add_const) {
 }
 
 ANE_PROGRAM_METHOD(ane_py_program_set_attr) {
-    static char *keys[] = {"name", "value", "function", NULL};
+    static char *keys[] = {"name", "value", "function", "type", NULL};
     ane_program *p = ANE_PROGRAM(self)->p;
-    PyObject *value;
+    ane_py_state *st = ANE_PROGRAM(self)->st;
+    PyObject *value, *type = Py_None;
     const char *name, *function = NULL;
     const ane_const *c = NULL;
     uint32_t id = 0;
     ane_error err = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "sO|z:set_attr", keys, &name, &value, &function))
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "sO|zO:set_attr", keys, &name, &value, &function,
+                                     &type))
         return NULL;
     if (function) {
         PyObject *found = PyObject_CallMethod(self, "_function_id", "s", function);
@@ -269,9 +278,13 @@ ANE_PROGRAM_METHOD(ane_py_program_set_attr) {
         Py_DECREF(found);
         if (!id) return NULL;
     }
-    if (value != Py_None &&
-        !(c = ane_py_const_from(ANE_PROGRAM(self)->st, p, value, -1, "set_attr")))
-        return NULL;
+    if (value != Py_None) {
+        const ane_type *t = type == Py_None ? NULL : ane_py_type_from(p, type, 0);
+        if (type != Py_None && !t) return NULL;
+        c = t ? ane_py_const_typed(st, p, value, t, "set_attr")
+              : ane_py_const_from(st, p, value, -1, "set_attr");
+        if (!c) return NULL;
+    }
     if (ane_graph_set_attr(p, id, name, c, &err)) return raise(self, &err);
     Py_RETURN_NONE;
 }

@@ -525,7 +525,8 @@ static PyMethodDef methods[] = {
     {"attrs", program_attrs, METH_VARARGS,
      PyDoc_STR("attrs(function=None) -> dict\n\nAttributes of the program or a function.")},
     {"set_attr", KW(ane_py_program_set_attr),
-     PyDoc_STR("set_attr(name, value, function=None)\n\nNone removes the attribute.")},
+     PyDoc_STR("set_attr(name, value, function=None, type=None)\n\nNone removes the "
+               "attribute. type: a descriptor, where the value alone does not say it.")},
     {"_function_id", program_function_id, METH_O, NULL},
     {"block_info", program_block_info, METH_O,
      PyDoc_STR("block_info(id) -> dict of id, function, owner, params, ops, outputs")},
@@ -553,8 +554,8 @@ static PyMethodDef methods[] = {
                "Checks the signature and infers the result types.")},
     {"add_const", KW(ane_py_program_add_const),
      PyDoc_STR("add_const(block, value, dtype=None, name=None, inline=False, before=None, "
-               "what=\"const\") -> value id\n\nContiguous arrays above 64 bytes are viewed, "
-               "not copied.")},
+               "what=\"const\") -> value id\n\ndtype: a name, or a type descriptor for "
+               "lists and the like. Contiguous arrays above 64 bytes are viewed, not copied.")},
     {"set_outputs", ane_py_program_set_outputs, METH_VARARGS,
      PyDoc_STR("set_outputs(block, [value ids])")},
     {"remove_op", ane_py_program_remove_op, METH_O,
