@@ -202,6 +202,9 @@ bool ane_json_string(ane_json *r, ane_json_str *out) {
     size_t n = 0;
     char scratch[4];
     for (;;) {
+        const char *from = p;           /* plain ASCII, which is nearly everything */
+        while (p < r->end && (unsigned char)(*p - 0x20) < 0x60 && *p != '"' && *p != '\\') p++;
+        n += (size_t)(p - from);
         if (p >= r->end) {
             r->p = opener;
             return ane_json_fail(r, ANE_ERR_PARSE, "JSON: this string is not closed");

@@ -1,13 +1,9 @@
 #include "blobfile.h"
 
 #include "../weights/blob.h"
+#include "../weights/weights.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #define BUCKETS 1024
 
@@ -41,53 +37,6 @@ void ane_weight_files_destroy(ane_weight_files *f) {
             ane_free(e);
         }
     ane_free(f);
-}
-
-typedef struct mapping {
-    void *base;
-    size_t bytes;
-} mapping;
-
-static void unmap(void *arg) {
-    mapping *m = arg;
-    munmap(m->base, m->bytes);
-    ane_free(m);
-}
-
-static ane_status map_file(const char *path, ane_surface **out, ane_error *err) {
-    ane_status st = ANE_OK;
-    mapping *m = NULL;
-    struct stat info;
-    /* O_NONBLOCK: a FIFO in the place of a weight file must not hang. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return ane_fail_os(err, errno, "cannot open weight file '%s'", path);
-    if (fstat(fd, &info)) {
-        st = ane_fail_os(err, errno, "cannot examine weight file '%s'", path);
-        goto done;
-    }
-    if (!S_ISREG(info.st_mode) || info.st_size <= 0) {
-        st = ane_fail(err, ANE_ERR_PARSE, "weight file '%s' is %s", path,
-                      S_ISREG(info.st_mode) ? "empty" : "not a regular file");
-        goto done;
-    }
-    m = ane_calloc(1, sizeof *m);
-    if (!m) {
-        st = ane_fail(err, ANE_ERR_NOMEM, "out of memory");
-        goto done;
-    }
-    m->bytes = (size_t)info.st_size;
-    m->base = mmap(NULL, m->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (m->base == MAP_FAILED) {
-        st = ane_fail_os(err, errno, "cannot map weight file '%s' (%zu bytes)", path,
-                         m->bytes);
-        ane_free(m);
-        goto done;
-    }
-    st = ane_surface_wrap(m->base, m->bytes, true, unmap, m, out, err);
-    if (st) unmap(m);
-done:
-    close(fd);
-    return st;
 }
 
 /* "@model_path/weights/x.bin" below weights_dir. Paths that would leave it are refused. */
@@ -127,7 +76,7 @@ static ane_status open_file(const ane_weight_files *f, const char *path, ane_sur
                         "takes a folder or a mapping from path to bytes)",
                         path);
     ane_status st = resolve(o->weights_dir, path, full, sizeof full, err);
-    return st ? st : map_file(full, out, err);
+    return st ? st : ane_mapping_file(full, out, err);
 }
 
 static unsigned bucket_of(const char *path) {
