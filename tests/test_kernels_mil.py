@@ -7,6 +7,8 @@ four query heads, so that the order of heads matters.
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import math
 from types import SimpleNamespace
 
@@ -283,3 +285,14 @@ def test_token_losses_do_not_overflow():
     scores = np.array([[1e4, -1e4, 0, 0, 0], [0, 0, 0, 0, 0], [-300, -300, -300, -300, 300]], np.float32)
     out = np.asarray(anetorch.compile(program)(scores, np.array([1, 2, 4], np.int32)))
     np.testing.assert_allclose(out, [2e4, math.log(5), 0.0], rtol=2**-22)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"kernels.{m}" for m in ("linear", "norm", "rope", "attention", "mlp", "embed", "loss")]
+    + ["mil.grad", "nn.config", "nn.module", "nn.transformer"],
+)
+def test_docstring_examples_run(name):
+    module = importlib.import_module(f"anetorch.{name}")
+    result = doctest.testmod(module, extraglobs={"mil": mil, "np": np})
+    assert result.failed == 0 and result.attempted > 0

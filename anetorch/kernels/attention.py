@@ -70,6 +70,11 @@ def attend(q: Value, k: Value, v: Value, mask: Value | np.ndarray, head_dim: int
     Shapes:
         q `[1, H*D, 1, B*M]`, k and v `[1, G*D, 1, B*T]`, mask broadcast to
         `[1, B*G, R*M, T]` -> `[1, H*D, 1, B*M]`
+
+    Example:
+        >>> mask = np.zeros((1, 1, 3, 5), np.float16)       # three queries see all five keys
+        >>> p = mil.build(lambda q, kv: attend(q, kv, kv, mask, head_dim=4),
+        ...               {"q": mil.spec((1, 8, 1, 3), "fp16"), "kv": mil.spec((1, 8, 1, 5), "fp16")})
     """
     p = probabilities(split_heads(q, head_dim, batch, ratio), split_heads(k, head_dim, batch), mask)
     return merge_heads(ops.matmul(x=p, y=split_heads(v, head_dim, batch)), batch, ratio)

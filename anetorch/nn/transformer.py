@@ -360,10 +360,10 @@ class Generator:
         length: positions fed so far.
 
     Example:
-        >>> g = model.generator()
-        >>> scores = g.feed([1, 2, 3])      # logits of the next token, float32 [vocab]
-        >>> g.length
-        3
+        >>> g = Model(Config.preset("tiny", vocab_size=11), seq=8, training=False).generator()
+        >>> scores = g.feed([1, 2, 3])      # of the next token
+        >>> scores.shape, g.length, g.capacity
+        ((11,), 3, 8)
     """
 
     def __init__(self, model: Model, capacity: int) -> None:
