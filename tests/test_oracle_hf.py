@@ -101,28 +101,43 @@ def random_weights(model: Model, seed: int) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("batch", "seq"), [(1, 13), (3, 7)])
-@pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradients(name, batch, seq):
-    """Frobenius distance from float64, over eight batches: one number's rounding error is
-    luck, that of eight has a size."""
+def distances(name, batch, seq, theirs_dtype, **how):
+    """What -> our distance from float64 over PyTorch's, in the Frobenius norm over eight
+    batches: one number's rounding error is luck, that of eight has a size."""
     config = Config(**SIZES, **CASES[name], max_position_embeddings=32)
-    model = Model(config, batch=batch, seq=seq, dtype="float32")
+    model = Model(config, batch=batch, seq=seq, **how)
     weights = random_weights(model, 11)
     model.params.load(weights)
     batches = np.random.default_rng(12).integers(0, config.vocab_size, (8, 2, batch, seq))
     want = pooled(torch_run(config, weights, batches, torch.float64))
-    theirs = pooled(torch_run(config, weights, batches, torch.float32))
+    theirs = pooled(torch_run(config, weights, batches, theirs_dtype))
     ours = pooled(our_run(model, batches))
     assert set(ours) == set(want)
-    worst = {}
+    ratios = {}
     for what, reference in want.items():
         assert ours[what].shape == reference.shape, what
         d, allowed = (np.linalg.norm(r[what] - reference) for r in (ours, theirs))
         assert np.isfinite(d) and np.linalg.norm(reference) > 0, what
-        worst[what] = d / allowed
-    what = max(worst, key=worst.get)
-    assert worst[what] <= 2, f"{what}: {worst[what]:.3g} times PyTorch float32's distance from float64"
+        ratios[what] = d / allowed
+    return ratios
+
+
+@pytest.mark.parametrize(("batch", "seq"), [(1, 13), (3, 7)])
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradients(name, batch, seq):
+    """fp32 storage and `highest`: at most twice PyTorch float32's distance."""
+    ratios = distances(name, batch, seq, torch.float32, dtype="float32")
+    worst = max(ratios, key=ratios.get)
+    assert ratios[worst] <= 2, f"{worst}: {ratios[worst]:.3g} times PyTorch float32's distance from float64"
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "qwen3-gqa-untied"])
+def test_half_storage(name, precision):
+    """fp16 storage at every precision: at most twice PyTorch bfloat16's distance."""
+    ratios = distances(name, 2, 9, torch.bfloat16, dtype="float16", precision=precision)
+    worst = max(ratios, key=ratios.get)
+    assert ratios[worst] <= 2, f"{worst}: {ratios[worst]:.3g} times PyTorch bfloat16's distance from float64"
 
 
 @pytest.mark.parametrize("name", CASES)
