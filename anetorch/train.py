@@ -204,6 +204,7 @@ def _run(trainer: Trainer, folder: RunFolder, corpus: Corpus, say: Callable[[str
     tokens, targets = trainer.val
     bigram = bigram_loss(corpus.train, tokens, targets, trainer.vocab)
     folder.start_metrics(first)
+    score_at = {o.steps, *(o.steps * i // 4 for i in ((1, 2, 3) if o.steps >= 20 else (2,)))}
     with Interrupt(say) as interrupt, Progress(o.steps, first, o.batch * o.seq * o.accum) as bar:
         def score() -> float:
             loss = trainer.evaluate(keep_going=lambda: not interrupt.asked)
@@ -224,7 +225,7 @@ def _run(trainer: Trainer, folder: RunFolder, corpus: Corpus, say: Callable[[str
                        scale=r.scale, updated=r.updated, seconds=round(time.monotonic() - began, 3))
             if trainer.step % o.save_every == 0 and trainer.step < o.steps:
                 save()
-            if trainer.step % max(1, o.steps // 4) == 0 or trainer.step == o.steps:
+            if trainer.step in score_at:
                 loss = score()
         if trainer.step > first or folder.newest() is None:
             save()
