@@ -198,18 +198,17 @@ class RunFolder:
     def draw(self) -> str:
         """Draws loss.png; returns one line that says where it is, or why there is none."""
         try:
-            import matplotlib
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
         except ImportError:
             return ("no loss curve: matplotlib is not installed (pip install 'anetorch[plot]' and "
                     "use --resume to draw it)")
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
         lines = list(self.read_metrics())
         train = [(m["step"], m["loss"]) for m in lines if "loss" in m]
         val = [(m["step"], m["val_loss"]) for m in lines if "val_loss" in m]
         bigram = [m["bigram_loss"] for m in lines if "bigram_loss" in m]
-        figure, axes = pyplot.subplots(figsize=(7, 4), dpi=120)
+        figure = Figure(figsize=(7, 4), dpi=120)        # without pyplot: no global state
+        axes = figure.subplots()
         if train:
             axes.plot(*zip(*train, strict=True), color="0.7", linewidth=0.8, label="training")
         if val:
@@ -220,7 +219,6 @@ class RunFolder:
         axes.legend()
         figure.tight_layout()
         image = io.BytesIO()
-        figure.savefig(image, format="png")
-        pyplot.close(figure)
+        FigureCanvasAgg(figure).print_png(image)
         self.write("loss.png", image.getvalue())
         return f"loss curve: {self.path / 'loss.png'}"

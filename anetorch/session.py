@@ -67,7 +67,7 @@ def _defaults(model: str | None) -> dict[str, Any]:
     reference trainer."""
     common = {"model": model or "tiny", "seed": 0}
     if common["model"] == "tiny":
-        return common | {"steps": 800, "seq": 128, "batch": 8, "accum": 1, "lr": 3e-3}
+        return common | {"steps": 500, "seq": 128, "batch": 8, "accum": 1, "lr": 3e-3}
     return common | {"steps": 10_000, "seq": 256, "batch": 1, "accum": 10, "lr": 3e-4}
 
 

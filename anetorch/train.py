@@ -204,7 +204,7 @@ def _run(trainer: Trainer, folder: RunFolder, corpus: Corpus, say: Callable[[str
     tokens, targets = trainer.val
     bigram = bigram_loss(corpus.train, tokens, targets, trainer.vocab)
     folder.start_metrics(first)
-    score_at = {o.steps, *(o.steps * i // 4 for i in ((1, 2, 3) if o.steps >= 20 else (2,)))}
+    score_at = {o.steps, *((o.steps // 3, o.steps * 2 // 3) if o.steps >= 20 else (o.steps // 2,))}
     with Interrupt(say) as interrupt, Progress(o.steps, first, o.batch * o.seq * o.accum) as bar:
         def score() -> float:
             loss = trainer.evaluate(keep_going=lambda: not interrupt.asked)
@@ -235,7 +235,8 @@ def _run(trainer: Trainer, folder: RunFolder, corpus: Corpus, say: Callable[[str
         return Outcome(folder.path, trainer.step, loss, bigram, interrupted=True)
     say(folder.draw())
     say(f"checkpoint: {folder.newest()}")
-    say(f"val loss {loss:.4f}, {bigram - loss:+.4f} nats per byte better than the bigram table, "
+    say(f"val loss {loss:.4f}, {abs(bigram - loss):.4f} nats per byte "
+        f"{'below' if loss <= bigram else 'above'} the bigram table, "
         f"after {time.monotonic() - began:.0f} s")
     say("the model writes:")
     text = sample(trainer.model, trainer.vocab, b"\n", max_tokens=400).decode(errors="replace")

@@ -15,7 +15,7 @@ import anetorch
 
 # Modules whose examples are run. Packages of generated code are tested by their generator.
 MODULES = ["anetorch.env", "anetorch.data", "anetorch.progress", "anetorch.rundir",
-           "anetorch._installed"]
+           "anetorch._installed", "anetorch.optim", "anetorch.session", "anetorch.generate"]
 
 
 @pytest.mark.parametrize("name", MODULES)
