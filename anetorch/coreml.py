@@ -276,9 +276,8 @@ class Model:
                 label, probabilities = (
                     self.program.value_info(r)["name"] for r in info["results"]
                 )
-                (classes,) = info["args"]["classes"]
-                names = self.program.const_value(classes)
-                return label, probabilities, list(names), info["args"]["probabilities"][0]
+                names = self.program.const_value(info["args"]["classes"])
+                return label, probabilities, list(names), info["args"]["probabilities"]
         return None
 
     @property

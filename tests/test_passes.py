@@ -182,3 +182,15 @@ def test_infinities_and_nan_as_ieee_says(dtype: str) -> None:
     assert np.isnan(out["e"][0]) and out["e"][1] == np.inf and out["e"][2] == 0
     assert np.isnan(out["s"]).all() and np.isnan(out["m"][0])
     assert out["a"][2] == np.inf
+
+
+def test_a_dead_op_takes_its_constants_written_in_place_along():
+    text = """program(1.3)
+{
+    func main<ios17>(tensor<fp32, [3]> x) {
+        tensor<fp32, [3]> dead = clip(x = x, alpha = fp32(0.5), beta = fp32(1.5))[name = string("dead")];
+        tensor<fp32, [3]> y = relu(x = x)[name = string("y")];
+    } -> (y);
+}"""
+    x = np.float32([-1, 2, 3])
+    np.testing.assert_array_equal(np.asarray(anetorch.compile(text)(x)), [0, 2, 3])

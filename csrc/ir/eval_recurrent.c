@@ -187,7 +187,7 @@ static ane_status recurrent(ane_eval *ev, cell kind) {
         if (lstm) columns(r.cs, cn->data, r.b, r.h, width, d * r.h, true);
     }
     if (!st)
-        memcpy(seq->data, all + (sequence ? 0 : (r.s - 1) * r.b * width),
+        memcpy(seq->data, sequence ? all : hn->data,    /* each direction's last step */
                (size_t)seq->count * sizeof *all);
     ane_free(all);
     ane_free(r.hs);

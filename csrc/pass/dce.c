@@ -14,9 +14,16 @@ static bool has_effect(const ane_op *op) {
     return false;
 }
 
+/* The op before this one that is a statement of its own: a const written in place goes with
+ * its user, so it may be gone by the time the walk would reach it. */
+static ane_op *statement(ane_op *op) {
+    while (op && op->inlined) op = op->prev;
+    return op;
+}
+
 static ane_status sweep(ane_block *b, ane_error *err) {
-    for (ane_op *op = b->last, *prev; op; op = prev) {
-        prev = op->prev;
+    for (ane_op *op = statement(b->last), *prev; op; op = prev) {
+        prev = statement(op->prev);
         bool used = has_effect(op);
         for (int i = 0; i < op->n_results && !used; i++) used = op->results[i]->uses > 0;
         ane_status st = ANE_OK;
