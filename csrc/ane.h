@@ -750,6 +750,8 @@ ANE_API ane_status ane_isa_check(ane_error *err);
  * alignment; n elements. Threaded above a size. */
 ANE_API void ane_f32_to_f16(uint16_t *dst, const float *src, size_t n);
 ANE_API void ane_f16_to_f32(float *dst, const uint16_t *src, size_t n);
+ANE_API void ane_f32_to_bf16(uint16_t *dst, const float *src, size_t n);
+ANE_API void ane_bf16_to_f32(float *dst, const uint16_t *src, size_t n);
 
 /* Surface I/O in the engine's layout [1, C, 1, S]: t is a contiguous fp16 tensor seen as flat
  * elements, (c, s) at c*S + s; host arrays are fp32 [C, S]; channel offsets count channels of

@@ -49,3 +49,9 @@ void ane_f32_to_f16(uint16_t *dst, const float *src, size_t n) {
 void ane_f16_to_f32(float *dst, const uint16_t *src, size_t n) {
     ane_convert(dst, ANE_F32, src, ANE_F16, n);
 }
+void ane_f32_to_bf16(uint16_t *dst, const float *src, size_t n) {
+    ane_convert(dst, ANE_BF16, src, ANE_F32, n);
+}
+void ane_bf16_to_f32(float *dst, const uint16_t *src, size_t n) {
+    ane_convert(dst, ANE_F32, src, ANE_BF16, n);
+}

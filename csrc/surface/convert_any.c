@@ -145,45 +145,51 @@ EACH(ROW)
 
 /* ---------------------------------------------------------------- the short ways */
 
-static void fast_f32_f16(void *dst, const void *src, size_t n) {
-    const unsigned char *s = src;
-    unsigned char *d = dst;
-    for (size_t k = 0; k < n; k++) {
-        float x;
-        memcpy(&x, s + 4 * k, 4);
-        uint16_t h = ane_f16_from_f32(x);
-        memcpy(d + 2 * k, &h, 2);
+static void fast_f32_f16(void *dst, const void *src, size_t n) { ane_f32_to_f16(dst, src, n); }
+static void fast_f16_f32(void *dst, const void *src, size_t n) { ane_f16_to_f32(dst, src, n); }
+static void fast_f32_bf16(void *dst, const void *src, size_t n) { ane_f32_to_bf16(dst, src, n); }
+static void fast_bf16_f32(void *dst, const void *src, size_t n) { ane_bf16_to_f32(dst, src, n); }
+
+/* Straight loops for what data comes as; each is exact or rounds once, as through a block. */
+#define DIRECT(name, from, to)                                                           \
+    static void name(void *dst, const void *src, size_t n) {                             \
+        const unsigned char *s = src;                                                    \
+        unsigned char *d = dst;                                                          \
+        for (size_t k = 0; k < n; k++) {                                                 \
+            from x;                                                                      \
+            memcpy(&x, s + k * sizeof x, sizeof x);                                      \
+            to y = (to)x;                                                                \
+            memcpy(d + k * sizeof y, &y, sizeof y);                                      \
+        }                                                                                \
     }
-}
-static void fast_f16_f32(void *dst, const void *src, size_t n) {
-    const unsigned char *s = src;
-    unsigned char *d = dst;
-    for (size_t k = 0; k < n; k++) {
-        uint16_t h;
-        memcpy(&h, s + 2 * k, 2);
-        float x = ane_f32_from_f16(h);
-        memcpy(d + 4 * k, &x, 4);
+DIRECT(f64_f32, double, float)
+DIRECT(f32_f64, float, double)
+DIRECT(i64_f32, int64_t, float)
+DIRECT(i32_f32, int32_t, float)
+DIRECT(u8_f32, uint8_t, float)
+DIRECT(i8_f32, int8_t, float)
+DIRECT(u16_f32, uint16_t, float)
+DIRECT(i16_f32, int16_t, float)
+DIRECT(i32_i64, int32_t, int64_t)
+DIRECT(i64_i32, int64_t, int32_t)
+
+/* Small integers are exact in fp32, so going through it rounds once. */
+#define THROUGH_F32(name, to_f32, from, out)                                             \
+    static void name(void *dst, const void *src, size_t n) {                             \
+        float b[BLOCK];                                                                  \
+        for (size_t at = 0; at < n; at += BLOCK) {                                       \
+            size_t m = n - at < BLOCK ? n - at : BLOCK;                                  \
+            to_f32(b, (const from *)src + at, m);                                        \
+            out((unsigned char *)dst + at * 2, b, m);                                    \
+        }                                                                                \
     }
-}
-static void fast_f32_bf16(void *dst, const void *src, size_t n) {
-    const unsigned char *s = src;
-    unsigned char *d = dst;
-    for (size_t k = 0; k < n; k++) {
-        float x;
-        memcpy(&x, s + 4 * k, 4);
-        uint16_t h = ane_bf16_from_f32(x);
-        memcpy(d + 2 * k, &h, 2);
-    }
-}
-static void fast_bf16_f32(void *dst, const void *src, size_t n) {
-    const unsigned char *s = src;
-    unsigned char *d = dst;
-    for (size_t k = 0; k < n; k++) {
-        uint16_t h;
-        memcpy(&h, s + 2 * k, 2);
-        float x = ane_f32_from_bf16(h);
-        memcpy(d + 4 * k, &x, 4);
-    }
+THROUGH_F32(u8_f16, u8_f32, uint8_t, fast_f32_f16)
+THROUGH_F32(i8_f16, i8_f32, int8_t, fast_f32_f16)
+THROUGH_F32(bf16_f16, fast_bf16_f32, uint16_t, fast_f32_f16)
+THROUGH_F32(f16_bf16, fast_f16_f32, uint16_t, fast_f32_bf16)
+
+bool ane__convert_is_threaded(ane__convert_fn *f) {
+    return f == fast_f32_f16 || f == fast_f16_f32 || f == fast_f32_bf16 || f == fast_bf16_f32;
 }
 
 ane__convert_fn *ane__convert(ane_dtype dst, ane_dtype src) {
@@ -197,9 +203,21 @@ ane__convert_fn *ane__convert(ane_dtype dst, ane_dtype src) {
     static ane__convert_fn *const table[ANE_DTYPE_COUNT][ANE_DTYPE_COUNT] = {EACH(X)};
 #undef X
     if ((unsigned)dst >= ANE_DTYPE_COUNT || (unsigned)src >= ANE_DTYPE_COUNT) return NULL;
-    if (dst == ANE_F16 && src == ANE_F32) return fast_f32_f16;
-    if (dst == ANE_F32 && src == ANE_F16) return fast_f16_f32;
-    if (dst == ANE_BF16 && src == ANE_F32) return fast_f32_bf16;
-    if (dst == ANE_F32 && src == ANE_BF16) return fast_bf16_f32;
+    static const struct {
+        ane_dtype dst, src;
+        ane__convert_fn *fn;
+    } direct[] = {
+        {ANE_F16, ANE_F32, fast_f32_f16},   {ANE_F32, ANE_F16, fast_f16_f32},
+        {ANE_BF16, ANE_F32, fast_f32_bf16}, {ANE_F32, ANE_BF16, fast_bf16_f32},
+        {ANE_F16, ANE_BF16, bf16_f16},      {ANE_BF16, ANE_F16, f16_bf16},
+        {ANE_F32, ANE_F64, f64_f32},        {ANE_F64, ANE_F32, f32_f64},
+        {ANE_F32, ANE_I64, i64_f32},        {ANE_F32, ANE_I32, i32_f32},
+        {ANE_F32, ANE_U8, u8_f32},          {ANE_F32, ANE_I8, i8_f32},
+        {ANE_F32, ANE_U16, u16_f32},        {ANE_F32, ANE_I16, i16_f32},
+        {ANE_F16, ANE_U8, u8_f16},          {ANE_F16, ANE_I8, i8_f16},
+        {ANE_I64, ANE_I32, i32_i64},        {ANE_I32, ANE_I64, i64_i32},
+    };
+    for (size_t i = 0; i < sizeof direct / sizeof *direct; i++)
+        if (direct[i].dst == dst && direct[i].src == src) return direct[i].fn;
     return table[src][dst];
 }

@@ -30,13 +30,28 @@ typedef struct plan {
 
 /* ---------------------------------------------------------------- elements */
 
+/* Rows with an adjacent destination have their own loop: the compiler then knows one of the
+ * strides. Four at a time, since the loads do not depend on each other. */
 #define STRIDED(type)                                                                    \
-    for (int64_t i = 0; i < ni; i++)                                                     \
-        for (int64_t j = 0; j < nj; j++) {                                               \
+    for (int64_t i = 0; i < ni; i++) {                                                   \
+        const unsigned char *s = src + i * ssi;                                          \
+        unsigned char *d = dst + i * dsi;                                                \
+        int64_t j = 0;                                                                   \
+        if (dsj == (int64_t)sizeof(type))                                                \
+            for (; j + 4 <= nj; j += 4, s += 4 * ssj, d += 4 * sizeof(type)) {           \
+                type x[4];                                                               \
+                memcpy(x, s, sizeof *x);                                                 \
+                memcpy(x + 1, s + ssj, sizeof *x);                                       \
+                memcpy(x + 2, s + 2 * ssj, sizeof *x);                                   \
+                memcpy(x + 3, s + 3 * ssj, sizeof *x);                                   \
+                memcpy(d, x, sizeof x);                                                  \
+            }                                                                            \
+        for (; j < nj; j++, s += ssj, d += dsj) {                                        \
             type x;                                                                      \
-            memcpy(&x, src + i * ssi + j * ssj, sizeof x);                               \
-            memcpy(dst + i * dsi + j * dsj, &x, sizeof x);                               \
-        }
+            memcpy(&x, s, sizeof x);                                                     \
+            memcpy(d, &x, sizeof x);                                                     \
+        }                                                                                \
+    }
 
 /* Moves an ni x nj block of elements of 1, 2, 4 or 8 bytes. */
 static void move(unsigned char *dst, int64_t dsi, int64_t dsj, const unsigned char *src,
@@ -78,9 +93,10 @@ static void run_block(const plan *p, unsigned char *dst, const unsigned char *sr
             else memcpy(dst, src, (size_t)nj * p->su);
         return;
     }
-    int64_t tj = p->across ? EDGE : TILE;
+    int64_t edge = ni < EDGE ? ni : EDGE;       /* a narrow side makes the other one long */
+    int64_t tj = p->across ? TILE / edge : TILE;
     if (tj > nj) tj = nj;
-    int64_t ti = TILE / tj;
+    int64_t ti = p->across ? edge : TILE / tj;
     for (int64_t a = 0; a < ni; a += ti)
         for (int64_t b = 0; b < nj; b += tj)
             tile(p, dst + a * p->ds[i] + b * p->ds[j], src + a * p->ss[i] + b * p->ss[j],
@@ -164,7 +180,8 @@ static void set_blocks(plan *p, int64_t count) {
         if (share > block) block = (share + 63) & ~(int64_t)63;
     }
     if (p->across) {
-        p->bj = p->bi = 4 * EDGE;
+        p->bi = p->n[i] < 4 * EDGE ? p->n[i] : 4 * EDGE;
+        p->bj = 16 * TILE / p->bi;
     } else {
         p->bj = p->n[j] < block ? p->n[j] : block;
         p->bi = block / p->bj;
@@ -197,6 +214,11 @@ void ane__copy_unchecked(const ane_tensor *dst, const ane_tensor *src,
         if (!p.rank++) p.ds[0] = (int64_t)p.du, p.ss[0] = (int64_t)p.su;
     }
     int j = p.rank - 1, best = j;
+    if (p.n[0] == 1 && p.rank == 2 && ane__convert_is_threaded(convert) &&
+        p.ds[1] == (int64_t)p.du && p.ss[1] == (int64_t)p.su) {
+        convert(p.dst, p.src, (size_t)count);
+        return;
+    }
     for (int a = 0; a < j; a++)
         if (p.ss[a] && p.n[a] > 1 &&
             (!p.ss[best] || magnitude(p.ss[a]) < magnitude(p.ss[best])))

@@ -18,6 +18,8 @@ static inline size_t s_bytes(const ane_tensor *t) { return t->surface->bytes; }
 typedef void ane__convert_fn(void *dst, const void *src, size_t n);
 /* NULL where there is no conversion (strings, sub-byte, fp8). */
 ane__convert_fn *ane__convert(ane_dtype dst, ane_dtype src);
+/* Whether f uses the thread pool itself, and streaming stores, when n is large. */
+bool ane__convert_is_threaded(ane__convert_fn *f);
 
 /* dst[...] = src[...] without any check: shapes equal, no overlap. */
 void ane__copy_unchecked(const ane_tensor *dst, const ane_tensor *src,
