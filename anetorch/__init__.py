@@ -34,6 +34,7 @@ from anetorch.runtime import (
     num_threads,
     set_num_threads,
 )
+from anetorch.weights import WeightBuffer, WeightFile, save_file
 
 MILError = _core.MILError
 __version__: str = _core.version()

@@ -1,9 +1,11 @@
 """Checkpoints: one safetensors file per step, atomic and reproducible.
 
-    >>> path = save("out", step, {"w": w, "adam.m": m, "adam.v": v}, {"lr": 3e-4, "rng": 7})
+    >>> w, m = np.ones(4, "float32"), np.zeros(4, "float32")
+    >>> path = save("out", 100, {"w": w, "adam.m": m}, {"lr": 3e-4, "rng": 7})
     >>> ckpt = load("out")                      # the newest one of the folder, or a file
     >>> ckpt.step, ckpt.meta["lr"]
-    >>> ckpt.restore({"w": w, "adam.m": m, "adam.v": v})    # shapes checked first
+    (100, 0.0003)
+    >>> ckpt.restore({"w": w, "adam.m": m})     # names, dtypes and shapes are checked first
 
 A file holds weights and optimizer state as tensors and everything else as JSON in its
 metadata, and can be read by any safetensors reader. It contains no time and no path: equal

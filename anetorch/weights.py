@@ -1,8 +1,9 @@
 """Weight files: reading them without a copy, writing them atomically.
 
+    >>> save_file({"norm": np.ones((2, 3), "float32")}, "model.safetensors")
     >>> with WeightFile.open("model.safetensors") as w:     # or an index, GGUF, raw + manifest
-    ...     x = w["model.norm.weight"]                      # a Tensor over the mapped file
-    >>> save_file({"a": np.zeros((2, 3), "float32")}, "a.safetensors")
+    ...     w["norm"]                                       # a Tensor over the mapped file
+    Tensor(shape=(2, 3), dtype='float32', memory='external', readonly)
 
 A mapped file must not change while it is in use. Every call of anetorch checks that it was
 not cut, rewritten or replaced since it was opened and raises RuntimeError naming file and
@@ -50,8 +51,8 @@ class WeightWriter:
     file needs no 10 GB of memory. Equal contents give equal bytes.
 
     >>> with WeightWriter("a.safetensors", {"w": ("float32", (1000, 64))}) as out:
-    ...     for rows in pieces:
-    ...         out.write("w", rows)
+    ...     for _ in range(10):
+    ...         out.write("w", np.zeros((100, 64), "float32"))
     """
 
     def __init__(self, path: str | os.PathLike[str],
@@ -114,6 +115,8 @@ def save_file(tensors: Mapping[str, Any], path: str | os.PathLike[str],
     the disk; an older file of that name is whole until then. Equal contents are equal bytes.
 
     >>> save_file({"w": np.eye(3, dtype="float32")}, "w.safetensors", {"format": "pt"})
+    >>> WeightFile.open("w.safetensors").metadata
+    {'format': 'pt'}
     """
     specs = {name: _spec(name, x)[1:] for name, x in tensors.items()}
     with WeightWriter(path, specs, metadata) as out:

@@ -15,7 +15,8 @@ import anetorch
 
 # Modules whose examples are run. Packages of generated code are tested by their generator.
 MODULES = ["anetorch.env", "anetorch.data", "anetorch.progress", "anetorch.rundir",
-           "anetorch._installed", "anetorch.optim", "anetorch.session", "anetorch.generate"]
+           "anetorch._installed", "anetorch.weights", "anetorch.checkpoint",
+           "anetorch.optim", "anetorch.session", "anetorch.generate"]
 
 
 @pytest.mark.parametrize("name", MODULES)

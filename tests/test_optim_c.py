@@ -211,6 +211,10 @@ def test_messages():
         step(p, g.astype(np.float64), m, v)
     with pytest.raises(TypeError, match="step must be given"):
         _core.adamw_step(p, g, m, v, lr=0.1)
+    with pytest.raises(TypeError, match="lr and step must be given"):
+        _core.adamw_step(p, g, m, v, step=1)
+    with pytest.raises(ValueError, match="step counts updates from 1, got 0"):
+        step(p, g, m, v, step=0)
     with pytest.raises(ValueError, match="step counts updates from 1, got -1"):
         step(p, g, m, v, step=-1)
     with pytest.raises(ValueError, match="beta1 is 1, expected at least 0 and below 1"):

@@ -271,6 +271,10 @@ def test_writer_refuses(tmp_path):
     with pytest.raises(ValueError, match="names no file"):
         WeightWriter(str(tmp_path) + "/", {})
     assert os.listdir(tmp_path) == ["x"]
+    (tmp_path / "dir").mkdir()
+    with pytest.raises(OSError, match="cannot move the finished file"):
+        save_file({"a": np.ones(1, "f4")}, tmp_path / "dir")
+    assert sorted(os.listdir(tmp_path)) == ["dir", "x"]
 
 
 def test_failure_leaves_the_old_file(tmp_path):
@@ -289,6 +293,29 @@ def test_no_room_is_found_before_writing(tmp_path):
     with pytest.raises(OSError) as e:
         WeightWriter(tmp_path / "x", {"a": ("float32", (2**55,))})
     assert "x'" in str(e.value) and os.listdir(tmp_path) == []
+
+
+def test_writer_and_chdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    with WeightWriter("x", {"a": ("float32", (1,))}) as out:
+        monkeypatch.chdir(tmp_path / "sub")
+        out.write("a", bytes(4))
+    assert sorted(os.listdir(tmp_path)) == ["sub", "x"] and os.listdir(tmp_path / "sub") == []
+
+
+def test_reading_needs_no_write_access(tmp_path):
+    save_file({"a": np.ones(1, "f4")}, tmp_path / "x")
+    (tmp_path / "x").chmod(0o444)
+    tmp_path.chmod(0o555)
+    try:
+        with WeightFile.open(tmp_path / "x") as w:
+            assert np.asarray(w["a"])[0] == 1
+        if os.geteuid():
+            with pytest.raises(PermissionError, match="cannot create"):
+                save_file({"a": np.ones(1, "f4")}, tmp_path / "y")
+    finally:
+        tmp_path.chmod(0o755)
 
 
 def test_killed_writer_leaves_the_old_file(tmp_path):

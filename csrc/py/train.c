@@ -155,7 +155,7 @@ static PyObject *py_adamw_step(PyObject *self, PyObject *args, PyObject *kwargs)
                                      &o.beta1, &o.beta2, &o.eps, &o.weight_decay, &o.scale,
                                      &decay))
         return NULL;
-    if (!step) {
+    if (!kwargs || !PyDict_GetItemString(kwargs, "lr") || !PyDict_GetItemString(kwargs, "step")) {
         PyErr_SetString(PyExc_TypeError, "[adamw_step] lr and step must be given; step counts "
                         "updates from 1");
         return NULL;

@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define PAYLOAD_ALIGN ANE_MAPPING_UNIT
@@ -27,10 +26,11 @@ typedef struct slot {
 
 struct ane_weight_writer {
     ane_arena *arena;
-    const char *path, *temporary, *folder;
+    const char *path;                   /* as given, for messages */
+    const char *name, *temporary;       /* in the folder */
     slot *slots;
     size_t n;
-    int fd;
+    int fd, folder;                     /* -1: none; by descriptor, chdir does not matter */
     bool created, committed;
 };
 
@@ -227,16 +227,19 @@ static ane_status reserve(ane_weight_writer *w, size_t total, ane_error *err) {
     return ANE_OK;
 }
 
-static ane_status names(ane_weight_writer *w, const char *path, ane_error *err) {
-    const char *slash = strrchr(path, '/'), *last = slash ? slash + 1 : path;
-    if (!*last) return ane_fail(err, ANE_ERR_INVALID, "'%s' names no file", path);
+static ane_status open_folder(ane_weight_writer *w, const char *path, ane_error *err) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    if (!*name) return ane_fail(err, ANE_ERR_INVALID, "'%s' names no file", path);
+    const char *folder = slash == path ? "/"
+                       : slash ? ane_arena_strndup(w->arena, path, (size_t)(slash - path))
+                               : ".";
     w->path = ane_arena_strndup(w->arena, path, strlen(path));
-    w->folder = slash == path ? "/"
-              : slash ? ane_arena_strndup(w->arena, path, (size_t)(slash - path))
-                      : ".";
-    w->temporary = ane_arena_printf(w->arena, "%.*s.%s.%ld.tmp", (int)(last - path), path, last,
-                                    (long)getpid());
-    return w->path && w->folder && w->temporary ? ANE_OK : ane__weight_no_memory(path, err);
+    w->name = ane_arena_strndup(w->arena, name, strlen(name));
+    w->temporary = ane_arena_printf(w->arena, ".%s.%ld.tmp", name, (long)getpid());
+    if (!folder || !w->path || !w->name || !w->temporary)
+        return ane__weight_no_memory(path, err);
+    w->folder = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return w->folder < 0 ? ane_fail_os(err, errno, "cannot create '%s'", path) : ANE_OK;
 }
 
 ane_status ane_weight_writer_create(const char *path, const ane_weight_spec *specs, size_t n,
@@ -246,11 +249,11 @@ ane_status ane_weight_writer_create(const char *path, const ane_weight_spec *spe
     size_t total = 0;
     ane_weight_writer *w = ane_calloc(1, sizeof *w);
     if (!w) return ane__weight_no_memory(path, err);
-    w->fd = -1;
+    w->fd = w->folder = -1;
     w->n = n;
     w->arena = ane_arena_create();
     w->slots = ane_calloc(n, sizeof *w->slots);
-    ane_status st = w->arena && w->slots ? names(w, path, err)
+    ane_status st = w->arena && w->slots ? open_folder(w, path, err)
                                          : ane__weight_no_memory(path, err);
     for (size_t i = 0; !st && i < n; i++)
         if (!(w->slots[i].name = ane_arena_strndup(w->arena, specs[i].name,
@@ -258,8 +261,8 @@ ane_status ane_weight_writer_create(const char *path, const ane_weight_spec *spe
             st = ane__weight_no_memory(path, err);
     if (!st) st = layout(w, specs, metadata, n_metadata, &header, &total, err);
     if (!st) {
-        unlink(w->temporary);           /* of an earlier process with our number */
-        w->fd = open(w->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        unlinkat(w->folder, w->temporary, 0);   /* of an earlier process with our number */
+        w->fd = openat(w->folder, w->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         w->created = w->fd >= 0;
         if (w->fd < 0) st = ane_fail_os(err, errno, "cannot create '%s'", path);
     }
@@ -289,14 +292,11 @@ ane_status ane_weight_writer_append(ane_weight_writer *w, size_t i, const void *
 }
 
 static ane_status sync_folder(const ane_weight_writer *w, ane_error *err) {
-    int fd = open(w->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    ane_status st = ANE_OK;
     /* Some file systems have no fsync for folders; there the rename is all one can do. */
-    if (fd < 0 || (fsync(fd) && errno != EINVAL && errno != ENOTSUP && errno != EROFS))
-        st = ane_fail_os(err, errno, "'%s' is written, but its folder cannot be synced",
-                         w->path);
-    if (fd >= 0) close(fd);
-    return st;
+    if (fsync(w->folder) && errno != EINVAL && errno != ENOTSUP && errno != EROFS)
+        return ane_fail_os(err, errno, "'%s' is written, but its folder cannot be synced",
+                           w->path);
+    return ANE_OK;
 }
 
 ane_status ane_weight_writer_commit(ane_weight_writer *w, ane_error *err) {
@@ -315,7 +315,7 @@ ane_status ane_weight_writer_commit(ane_weight_writer *w, ane_error *err) {
     w->fd = -1;
     if (close(fd) && errno != EINTR)
         return ane_fail_os(err, errno, "cannot close '%s'", w->path);
-    if (rename(w->temporary, w->path))
+    if (renameat(w->folder, w->temporary, w->folder, w->name))
         return ane_fail_os(err, errno, "cannot move the finished file to '%s'", w->path);
     w->committed = true;
     return sync_folder(w, err);
@@ -324,7 +324,8 @@ ane_status ane_weight_writer_commit(ane_weight_writer *w, ane_error *err) {
 void ane_weight_writer_destroy(ane_weight_writer *w) {
     if (!w) return;
     if (w->fd >= 0) close(w->fd);
-    if (w->created && !w->committed) unlink(w->temporary);
+    if (w->created && !w->committed) unlinkat(w->folder, w->temporary, 0);
+    if (w->folder >= 0) close(w->folder);
     ane_arena_destroy(w->arena);
     ane_free(w->slots);
     ane_free(w);
