@@ -6,7 +6,7 @@
  *
  * Built over csrc without py/; also links with a plain main (tests/fuzz/replay.c) where
  * there is no libFuzzer. */
-#include "../../csrc/ane.h"
+#include "../../csrc/base/mem.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,7 +36,27 @@ static ane_program *round_trip(const ane_program *p, const char *spelling) {
     return q;
 }
 
+/* The same with an allocation failing: any answer but a crash or a leak. */
+static void starved(const uint8_t *data, size_t n) {
+    ane_error err = {0};
+    ane_program *p = NULL, *copy = NULL;
+    ane_parse_options opts = {.size = sizeof opts, .allow_missing_weights = true};
+    char *text = NULL;
+    size_t m, h = n;
+    for (size_t i = 0; i < n; i++) h = h * 31 + data[i];
+    ane_mem_fail_after(1 + (long)(h % 61), h & 64);
+    ane_status st = ane_program_parse((const char *)data, n, &opts, &p, &err);
+    if (!st) (void)ane_program_print(p, NULL, &text, &m, &err);
+    if (!st) (void)ane_program_clone(p, &copy, &err);
+    ane_mem_fail_after(0, false);
+    must(!st == (p != NULL), "out is set only on success", err.message);
+    ane_free(text);
+    ane_program_release(copy);
+    ane_program_release(p);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
+    starved(data, n);
     ane_error err = {0};
     ane_program *p = NULL, *copy = NULL;
     ane_parse_options opts = {.size = sizeof opts, .allow_missing_weights = true};
