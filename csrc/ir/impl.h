@@ -62,7 +62,7 @@ ane_function *ane__function_of(const ane_value *v);
 
 /* The generic signature check of an op whose row and args are set. */
 ane_status ane__check_signature(const ane_op *op, ane_error *err);
-/* Runs the row's inference; results get *n types. */
+/* Runs the row's inference; results (room for ANE_MAX_RESULTS) get *n types. */
 ane_status ane__infer(ane_program *scratch, const ane_op *op, int opset, int declared_n,
                       const ane_type **results, int *n, ane_error *err);
 /* ane_op_create, where `hint` types only fill dims that inference leaves unknown. */

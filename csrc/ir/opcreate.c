@@ -119,6 +119,9 @@ ane_status ane__check_signature(const ane_op *op, ane_error *err) {
 ane_status ane__infer(ane_program *scratch, const ane_op *op, int opset, int declared_n,
                       const ane_type **results, int *n, ane_error *err) {
     const ane_op_row *row = op->row;
+    /* Most ops have one result: the room for a thousand is cleared only where it may be used. */
+    memset(results, 0, (size_t)(row->n_results < 0 ? ANE_MAX_RESULTS : row->n_results + 8) *
+                           sizeof *results);
     ane_infer in = {.program = scratch, .op = op, .opset = opset, .results = results,
                     .n_results = row->n_results, .err = err};
     if (in.n_results < 0) in.n_results = declared_n > 0 ? declared_n : 0;
@@ -391,7 +394,7 @@ static ane_status make_results(maker *m, const ane_type **types, int n) {
 static ane_status make(maker *m, bool hint) {
     const ane_op_desc *d = m->d;
     const ane_op_row *row;
-    const ane_type *types[ANE_MAX_RESULTS] = {NULL};
+    const ane_type *types[ANE_MAX_RESULTS];     /* cleared by ane__infer */
     int n = 0, height;
     ane_status st = find_row(m, &row);
     if (st) return st;

@@ -40,7 +40,7 @@ static ane_status check_uses(checker *c, ane_value *const *v, int n, const ane_b
 static ane_status check_block(checker *c, const ane_block *b, int depth);
 
 static ane_status check_types(checker *c, const ane_op *op) {
-    const ane_type *types[ANE_MAX_RESULTS] = {NULL};
+    const ane_type *types[ANE_MAX_RESULTS];     /* cleared by ane__infer */
     int n = 0;
     char a[ANE_TYPE_TEXT], b[ANE_TYPE_TEXT];
     if (!strcmp(op->row->name, "const")) {

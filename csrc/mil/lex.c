@@ -19,13 +19,21 @@ static int column(const ane_lexer *lx, const char *p) {
     return c > INT_MAX ? INT_MAX : (int)c;
 }
 
-static bool letter(char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
-}
-static bool digit(char c) { return c >= '0' && c <= '9'; }
-static bool hex(char c) {
-    return digit(c) || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
-}
+/* Classes of a byte: bit 0 letter or _, 1 digit, 2 hex digit, 3 @. */
+#define L 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
+#define H 5, 5, 5, 5, 5, 5
+static const unsigned char classes[256] = {
+    ['0'] = 6, 6, 6, 6, 6, 6, 6, 6, 6, 6,
+    ['@'] = 8, H, L, ['_'] = 1, ['a'] = H, L,
+};
+#undef L
+#undef H
+static inline unsigned class_of(char c) { return classes[(unsigned char)c]; }
+static inline bool letter(char c) { return class_of(c) & 1; }
+static inline bool digit(char c) { return class_of(c) & 2; }
+static inline bool hex(char c) { return class_of(c) & 4; }
+/* What may follow in an identifier. */
+static inline bool follows(char c) { return class_of(c) & 11; }
 
 #define FAIL(lx, line, col, ...)                                                           \
     ane_fail_at((lx)->err, ANE_ERR_PARSE, (lx)->filename, line, col, __VA_ARGS__)
@@ -85,6 +93,10 @@ static ane_status lex_string(ane_lexer *lx, ane_token *t) {
             p++;
             continue;
         }
+        if ((unsigned char)*p < 0x80) {
+            p++;
+            continue;
+        }
         int n = utf8(p, lx->end);
         if (!n) return FAIL(lx, lx->line, column(lx, p), "a string is not valid UTF-8");
         lx->continuation += (size_t)n - 1;
@@ -102,7 +114,7 @@ static ane_status lex_number(ane_lexer *lx, ane_token *t) {
     if (*p == '-' || *p == '+') p++;
     if (p < end && letter(*p)) {
         const char *s = p;
-        while (p < end && (letter(*p) || digit(*p) || *p == '@')) p++;
+        while (p < end && follows(*p)) p++;
         if (p - s == 3 && (!memcmp(s, "inf", 3) || !memcmp(s, "nan", 3))) {
             t->kind = ANE_TOK_FLOAT;
             goto done;
@@ -144,7 +156,7 @@ static ane_status lex_number(ane_lexer *lx, ane_token *t) {
         if (p == end || !digit(*p)) goto bad;
         while (p < end && digit(*p)) p++;
     }
-    if (p < end && (letter(*p) || digit(*p) || *p == '.' || *p == '@')) goto bad;
+    if (p < end && (follows(*p) || *p == '.')) goto bad;
 done:
     t->n = (size_t)(p - t->s);
     lx->p = p;
@@ -163,7 +175,7 @@ ane_status ane__lex_next(ane_lexer *lx, ane_token *t) {
     if (p == end) return ANE_OK;
     char c = *p;
     if (letter(c)) {
-        while (p < end && (letter(*p) || digit(*p) || *p == '@')) p++;
+        while (p < end && follows(*p)) p++;
         t->kind = ANE_TOK_IDENT;
         t->n = (size_t)(p - t->s);
         lx->p = p;

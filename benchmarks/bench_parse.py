@@ -1,0 +1,53 @@
+"""Parsing, checking, printing and copying MIL text: time per statement as texts grow.
+
+    python benchmarks/bench_parse.py [--json FILE] [--repeats N]
+
+A statement is about 110 bytes, as compiled programs have them: constants, reshapes and sums that
+refer far back. The parse includes type inference and the structural check. The last line gives
+the growth of time per statement from the smallest text to the largest: 1 is linear.
+"""
+
+from __future__ import annotations
+
+import common
+
+from anetorch.mil import Program
+
+SIZES = (99, 999, 3000, 30_000, 99_999)
+
+
+def text(statements: int) -> str:
+    """A program of about so many statements (three per step)."""
+    shape = "tensor<fp16, [1, 8, 4, 8]>"
+    lines = []
+    for i in range(statements // 3):
+        lines += [
+            f'            tensor<int32, [4]> shape_{i} = const()[name = string("shape_{i}"), val = tensor<int32, [4]>([1, 8, 4, 8])];',
+            f'            {shape} r_{i} = reshape(shape = shape_{i}, x = v_{i})[name = string("r_{i}")];',
+            f'            {shape} v_{i + 1} = add(x = r_{i}, y = v_{i // 2})[name = string("v_{i + 1}")];',
+        ]
+    body = "\n".join(lines)
+    return f"program(1.3)\n{{\n    func main<ios18>({shape} v_0) {{\n{body}\n        }} -> (v_{statements // 3});\n}}\n"
+
+
+def main() -> None:
+    args = common.arguments(__doc__).parse_args()
+    report = common.Report("bench_parse", args.json)
+    per_statement = {}
+    for n in SIZES:
+        source = text(n)
+        program = Program.parse(source)
+        assert Program.parse(program.text()) == program
+        assert len(program.function.body.info["ops"]) == n
+        repeats = max(3, args.repeats * 10 if n < 10_000 else args.repeats)
+        for name, call in {"parse": lambda s=source: Program.parse(s), "verify": program.verify,
+                           "print": program.text, "clone": program.clone}.items():
+            times = common.measure(call, repeats=repeats)
+            report.add(name, times, statements=n, ns_per_statement=times["minimum"] / n * 1e9)
+            per_statement.setdefault(name, []).append(times["minimum"] / n)
+    for name, cost in per_statement.items():
+        print(f"{name}: time per statement grows by {cost[-1] / cost[1]:.2f} from {SIZES[1]} to {SIZES[-1]} statements")
+
+
+if __name__ == "__main__":
+    main()
