@@ -18,7 +18,8 @@ from anetorch.data import Vocabulary
 from anetorch.env import InputError
 from anetorch.nn.config import PRESETS, Config
 
-__all__ = ["Options", "SavedState", "load_state", "make_config", "resolve_config"]
+__all__ = ["Options", "SavedState", "load_state", "make_config", "memory_needed",
+           "resolve_config"]
 
 # ---------------------------------------------------------------- what the user asks for
 
@@ -104,6 +105,18 @@ def make_config(keys: Mapping[str, Any], where: str) -> Config:
         return Config.from_dict(keys, where=where)
     except (TypeError, ValueError) as e:
         raise InputError(f"{e}: correct that key") from None
+
+
+def memory_needed(config: Config, batch: int, seq: int) -> int:
+    """Bytes that training surely takes (a lower bound, so that nothing that fits is
+    refused): masters, gradients, moments in fp32, staged weights in fp16, what the backward
+    pass keeps of each layer in fp16, logits and their gradient in fp32."""
+    n, columns = config.num_parameters(), batch * seq
+    layer = 4 * config.hidden_size + 2 * config.q_dim + 2 * config.kv_dim
+    layer += 3 * config.intermediate_size
+    probabilities = config.num_attention_heads * seq
+    kept = config.num_hidden_layers * (layer + probabilities) * 2
+    return n * 18 + columns * (kept + 2 * config.vocab_size * 4)
 
 
 # ---------------------------------------------------------------- checkpoints

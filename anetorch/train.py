@@ -32,7 +32,8 @@ from anetorch.nn.transformer import Config, Model
 from anetorch.optim import AdamW, LossScale, Schedule
 from anetorch.progress import Progress
 from anetorch.rundir import RunFolder, find_run, newest_checkpoint
-from anetorch.session import Options, SavedState, load_state, make_config, resolve_config
+from anetorch.session import (Options, SavedState, load_state, make_config, memory_needed,
+                              resolve_config)
 
 __all__ = ["Options", "Outcome", "StepResult", "Trainer", "train"]
 
@@ -282,7 +283,7 @@ def _check_fit(o: Options, config: Config, saved: SavedState | None) -> None:
     if o.seq > config.max_position_embeddings:
         raise InputError(f"[train] --seq {o.seq} is beyond the model's max_position_embeddings of "
                          f"{config.max_position_embeddings}: use a smaller --seq")
-    check_memory(Model.required_bytes(config, o.batch, o.seq),
+    check_memory(memory_needed(config, o.batch, o.seq),
                  f"[train] the model with --batch {o.batch} --seq {o.seq}",
                  "use a smaller --model, --batch or --seq")
 
