@@ -194,7 +194,7 @@ static double float_mod(double a, double b) {
     return copysign(m, b);
 }
 static double float_floor_div(double a, double b) {
-    if (b == 0 || a != a || b != b || isinf(a)) return a / b;
+    if (b == 0) return a / b;
     double m = fmod(a, b), q = (a - m) / b;
     if (m != 0 && (b < 0) != (m < 0)) q -= 1;
     if (q == 0) return copysign(0, a / b);
