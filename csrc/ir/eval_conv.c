@@ -175,6 +175,7 @@ static double pool_one(const double *x, const ane_window *w, const int64_t *star
                 if (k == MAX) acc = v > acc || v != v ? v : acc;
                 else acc += k == AVG ? v : v * v;
             }
+    if (k == AVG && !real) return 0;    /* a window wholly behind the input */
     return k == MAX ? acc : k == L2 ? sqrt(acc) : acc / (double)(exclude ? real : volume);
 }
 
