@@ -57,8 +57,9 @@ static void along(double *y, const double *x, const tap *t, int64_t outer, int64
         }
 }
 
-/* Resizes x to `shape` axis by axis, last first. */
-static ane_status resized(ane_eval *ev, const int64_t *shape, const char *mode, bool nearest) {
+/* Resizes the last `dims` dims of x to `shape`, axis by axis, last first. */
+static ane_status resized(ane_eval *ev, const int64_t *shape, int dims, const char *mode,
+                          bool nearest) {
     const ane_rt *x = ane_eval_in(ev, "x");
     ane_rt *y = ANE__OUT(0, x->rank, shape);
     if (!y->count) return ANE_OK;
@@ -67,7 +68,7 @@ static ane_status resized(ane_eval *ev, const int64_t *shape, const char *mode, 
     memcpy(now, x->shape, sizeof now);
     double *cur = NULL;
     ane_status st = ANE_OK;
-    for (int a = x->rank - 1; a >= 0 && !st; a--) {
+    for (int a = x->rank - 1; a >= x->rank - dims && !st; a--) {
         int64_t d = now[a], n = shape[a], outer, inner, unused;
         /* Every mode but OFFSET_CORNERS maps i to i. */
         if (d == n && (nearest || strcmp(mode, "OFFSET_CORNERS"))) continue;
@@ -105,14 +106,14 @@ ane_status ane__eval_resize_bilinear(ane_eval *ev) {
     int64_t shape[ANE_MAX_RANK];
     last_two(ane_eval_in(ev, "x"), shape, ane_eval_i64(ev, "target_size_height", 1),
              ane_eval_i64(ev, "target_size_width", 1));
-    return resized(ev, shape, ane_eval_str(ev, "sampling_mode", "DEFAULT"), false);
+    return resized(ev, shape, 2, ane_eval_str(ev, "sampling_mode", "DEFAULT"), false);
 }
 
 ane_status ane__eval_resize_nearest_neighbor(ane_eval *ev) {
     int64_t shape[ANE_MAX_RANK];
     last_two(ane_eval_in(ev, "x"), shape, ane_eval_i64(ev, "target_size_height", 1),
              ane_eval_i64(ev, "target_size_width", 1));
-    return resized(ev, shape, "DEFAULT", true);
+    return resized(ev, shape, 2, "DEFAULT", true);
 }
 
 static void scaled(ane_eval *ev, int64_t *shape) {
@@ -127,7 +128,7 @@ static void scaled(ane_eval *ev, int64_t *shape) {
 ane_status ane__eval_upsample_nearest_neighbor(ane_eval *ev) {
     int64_t shape[ANE_MAX_RANK];
     scaled(ev, shape);
-    return resized(ev, shape, "DEFAULT", true);
+    return resized(ev, shape, 2, "DEFAULT", true);
 }
 
 ane_status ane__eval_upsample_bilinear(ane_eval *ev) {
@@ -136,7 +137,7 @@ ane_status ane__eval_upsample_bilinear(ane_eval *ev) {
     bool half = ane_op_param_index(ev->op->row, "half_pixel_centers") < 0
                     ? !corners : ane_eval_bool(ev, "half_pixel_centers", !corners);
     scaled(ev, shape);
-    return resized(ev, shape, corners ? "STRICT_ALIGN_CORNERS" : half ? "UNALIGN_CORNERS"
+    return resized(ev, shape, 2, corners ? "STRICT_ALIGN_CORNERS" : half ? "UNALIGN_CORNERS"
                                                                       : "DEFAULT", false);
 }
 
@@ -150,7 +151,7 @@ ane_status ane__eval_resize(ane_eval *ev) {
     memcpy(shape, x->shape, sizeof shape);
     for (int i = 0; i < n; i++)
         if (want[len - (int)n + i]) shape[x->rank - (int)n + i] = want[len - (int)n + i];
-    return resized(ev, shape, ane_eval_str(ev, "sampling_mode", "DEFAULT"),
+    return resized(ev, shape, (int)n, ane_eval_str(ev, "sampling_mode", "DEFAULT"),
                    !strcmp(ane_eval_str(ev, "interpolation_mode", "LINEAR"),
                            "NEAREST_NEIGHBOR"));
 }
