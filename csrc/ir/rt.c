@@ -111,8 +111,10 @@ ane_rt *ane_rt_tensor(ane_dtype dtype, int rank, const int64_t *shape) {
 }
 
 ane_rt *ane__rt_items(ane_type_kind kind, int64_t n) {
+    /* A list is grown by one index that the program computes: pointers alone must not take
+     * more than a 64th of the memory. */
     pthread_once(&memory_once, read_memory);
-    if (n < 0 || n > memory_limit / (int64_t)sizeof(ane_rt *)) return NULL;
+    if (n < 0 || n > memory_limit / 64 / (int64_t)sizeof(ane_rt *)) return NULL;
     ane_rt *r = ane_calloc(1, sizeof *r);
     if (!r) return NULL;
     r->kind = kind;

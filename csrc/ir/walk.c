@@ -12,6 +12,7 @@ static ane_status eval_op(const ane_op *op, ane_rt *const *const *in, ane_rt **o
     ane_eval ev = {.op = op, .in = in, .out = out, .wide = wide, .rng = rng, .err = err};
     if (!op->row->eval) return ane_eval_fail(&ev, ANE_ERR_UNSUPPORTED, "cannot be evaluated");
     ane_status st = op->row->eval(&ev);
+    if (!st) st = ev.status;            /* a helper that fell back for want of memory */
     for (int i = 0; ev.defaults && i < op->row->n_params; i++)
         ane_rt_release(ev.defaults[i]);
     ane_free(ev.defaults);
