@@ -1,7 +1,8 @@
 /* lstm, gru and rnn. States stay double from step to step and are rounded once, at the end.
  *
  * "reverse" walks the sequence backwards and gives its steps in the order walked; the
- * backward half of "bidirectional" gives them in the order of the input. */
+ * backward half of "bidirectional" gives them in the order of the input. Without
+ * output_sequence each direction gives the step it ends with. */
 #include "ops_fn.h"
 
 #include <math.h>
