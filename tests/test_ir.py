@@ -147,6 +147,18 @@ def test_a_failed_call_leaves_nothing_behind() -> None:
     p.verify()
 
 
+def test_a_failed_emit_takes_its_constants_back() -> None:
+    p = small()
+    body = p.function.body
+    before = body.info["ops"]
+    for op, args in [("transpose", {"x": p.inputs[0], "perm": [0, 5]}), ("add", {"x": p.inputs[0], "y": 1.0, "z": 2.0}),
+                     ("concat", {"values": (p.inputs[0], 1.0), "axis": "a"})]:
+        with pytest.raises((ValueError, TypeError, IndexError)), p.block(body):
+            emit(op, args)
+    assert body.info["ops"] == before
+    p.verify()
+
+
 def test_output_names() -> None:
     p = mil.build(lambda x: {"a": x, "b": (y := x + 1), "c": y, "x": x}, {"x": spec(2)})
     assert [v.name for v in p.outputs] == ["a", "b", "c", "x"]

@@ -274,21 +274,37 @@ def emit(op: str, args: Mapping[str, Any], name: str | None = None,
     signature = _signature(op, place.opset)
     bound = _bound_dtypes(signature, values, given)
     ids: dict[str, Any] = {}
+    made: list[int] = []
+
+    def constant(p: _Param, arg: Any) -> int:
+        made.append(_constant(place, op, p, arg, bound.get(p.var)))
+        return made[-1]
+
+    try:
+        _arguments(signature, given, constant, ids)
+        nested = [_nested(place, op, fn, i, given.get("loop_vars", ())) for i, fn in enumerate(blocks)]
+        _, results = place.program.add_op(place.block, op, ids, name=name, before=place.before,
+                                          blocks=nested)
+    except BaseException:
+        for id in made:                         # leave the program as it was
+            place.program.remove_op(place.program.value_info(id)["op"])
+        raise
+    out = tuple(Value(place.program, i) for i in results)
+    return None if not out else out[0] if len(out) == 1 else out
+
+
+def _arguments(signature: dict[str, _Param], given: dict[str, Any],
+               constant: Callable[[_Param, Any], int], ids: dict[str, Any]) -> None:
+    """Value ids of every argument, constants made on the way."""
     for param, arg in given.items():
         p = signature.get(param) or _Param(param, "any", [], -1, False, False, False, True)
         if isinstance(arg, Value):
             ids[param] = (arg.id,) if p.is_tuple else arg.id
         elif p.is_tuple or (isinstance(arg, (list, tuple)) and any(isinstance(a, Value) for a in arg)):
             items = arg if isinstance(arg, (list, tuple)) else (arg,)
-            ids[param] = tuple(a.id if isinstance(a, Value) else
-                               _constant(place, op, p, a, bound.get(p.var)) for a in items)
+            ids[param] = tuple(a.id if isinstance(a, Value) else constant(p, a) for a in items)
         else:
-            ids[param] = _constant(place, op, p, arg, bound.get(p.var))
-    nested = [_nested(place, op, fn, i, given.get("loop_vars", ())) for i, fn in enumerate(blocks)]
-    _, results = place.program.add_op(place.block, op, ids, name=name, before=place.before,
-                                      blocks=nested)
-    out = tuple(Value(place.program, i) for i in results)
-    return None if not out else out[0] if len(out) == 1 else out
+            ids[param] = constant(p, arg)
 
 
 def _bound_dtypes(signature: dict[str, _Param], values: list[tuple[str, Value]],

@@ -6,22 +6,27 @@
 struct ane_names {
     ane_value **slots;
     uint32_t *hashes;
+    uint32_t seed;
     size_t mask, used, dead;            /* used counts live and dead entries */
 };
 
 static ane_value tombstone;
 
-/* FNV-1a with a final mix; hostile collisions only cost a probe sequence bounded by the
- * table, and names are bounded by the text. */
-static uint32_t hash(const char *s, size_t n) {
-    uint32_t h = 2166136261u;
+/* FNV-1a with a final mix, from a basis that a text cannot know (where the table happens to
+ * lie), so that no text can choose identifiers that all collide. */
+static uint32_t hash(const ane_names *t, const char *s, size_t n) {
+    uint32_t h = 2166136261u ^ t->seed;
     for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)s[i]) * 16777619u;
     h ^= h >> 15;
     h *= 0x2c1b3c6du;
     return h ^ (h >> 12);
 }
 
-ane_names *ane__names_create(void) { return ane_calloc(1, sizeof(ane_names)); }
+ane_names *ane__names_create(void) {
+    ane_names *n = ane_calloc(1, sizeof *n);
+    if (n) n->seed = (uint32_t)((uintptr_t)n * 0x9e3779b97f4a7c15u >> 32);
+    return n;
+}
 
 void ane__names_destroy(ane_names *n) {
     if (!n) return;
@@ -32,7 +37,7 @@ void ane__names_destroy(ane_names *n) {
 
 static size_t find(const ane_names *n, const char *name, size_t len) {
     if (!n->slots) return SIZE_MAX;
-    uint32_t h = hash(name, len);
+    uint32_t h = hash(n, name, len);
     for (size_t i = h & n->mask;; i = (i + 1) & n->mask) {
         const ane_value *v = n->slots[i];
         if (!v) return SIZE_MAX;
@@ -64,7 +69,7 @@ bool ane__names_reserve(ane_names *n, size_t more) {
     while ((live + more) * 2 > cap) cap *= 2;
     ane_names fresh = {.slots = ane_calloc(cap, sizeof *fresh.slots),
                        .hashes = ane_calloc(cap, sizeof *fresh.hashes),
-                       .mask = cap - 1};
+                       .seed = n->seed, .mask = cap - 1};
     if (!fresh.slots || !fresh.hashes) {
         ane_free(fresh.slots);
         ane_free(fresh.hashes);
@@ -81,7 +86,7 @@ bool ane__names_reserve(ane_names *n, size_t more) {
 
 bool ane__names_put(ane_names *n, ane_value *v) {
     if (!ane__names_reserve(n, 1)) return false;
-    insert(n, v, hash(v->name, strlen(v->name)));
+    insert(n, v, hash(n, v->name, strlen(v->name)));
     return true;
 }
 

@@ -96,10 +96,11 @@ static char *word(ane_parser *ps, const ane_token *t) {
 typedef struct ane_string_set {
     const char **slots;
     size_t mask, n;
+    uint64_t seed;                      /* see ir/names.c */
 } string_set;
 
 static size_t slot_of(const string_set *set, const char *s) {
-    uint64_t h = 14695981039346656037u;
+    uint64_t h = 14695981039346656037u ^ set->seed;
     for (const char *c = s; *c; c++) h = (h ^ (unsigned char)*c) * 1099511628211u;
     size_t i = (size_t)(h ^ h >> 29) & set->mask;
     while (set->slots[i] && strcmp(set->slots[i], s)) i = (i + 1) & set->mask;
@@ -114,7 +115,7 @@ static ane_status set_add(ane_parser *ps, const char *s, bool *seen) {
         size_t cap = set ? (set->mask + 1) * 2 : 64;
         const char **slots = ane_arena_alloc(ps->tmp, cap * sizeof *slots);
         if (!big || !slots) return ane__parse_nomem(ps);
-        *big = (string_set){slots, cap - 1, 0};
+        *big = (string_set){slots, cap - 1, 0, (uintptr_t)slots * 0x9e3779b97f4a7c15u};
         for (size_t i = 0; set && i <= set->mask; i++)
             if (set->slots[i]) {
                 big->slots[slot_of(big, set->slots[i])] = set->slots[i];
