@@ -14,6 +14,7 @@ typedef struct ane_pass {
 /* All of them; each result is verified in debug builds and dumped where asked for. */
 ane_status ane_passes_run(ane_function *f, ane_error *err);
 
+ane_status ane_pass_fold(ane_function *f, ane_error *err);
 ane_status ane_pass_dce(ane_function *f, ane_error *err);
 
 #endif

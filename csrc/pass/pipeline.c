@@ -3,6 +3,7 @@
 #include "../base/env.h"
 
 static const ane_pass passes[] = {
+    {"fold", ane_pass_fold},
     {"dce", ane_pass_dce},
 };
 

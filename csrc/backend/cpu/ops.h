@@ -14,6 +14,8 @@ ane_status ane_plan_softmax(ane_planner *pl, const ane_graph *g, const ane_group
 ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group *grp);
 /* gather, scatter: *done is false when the op is left to the reference. */
 ane_status ane_plan_index(ane_planner *pl, const ane_op *op, bool *done);
+/* tile, fill: copies that step 0. */
+ane_status ane_plan_spread(ane_planner *pl, const ane_op *op, bool *done);
 
 /* Shape ops. The result as a view of the operand's; false: not a view op, or not without a
  * copy. */

@@ -27,6 +27,8 @@ typedef struct rows {
     bool inner;                         /* the innermost dim is reduced */
     int64_t outer, steps;               /* kept and reduced outer indices */
     int64_t cols, tile_cols, col_tiles; /* of the innermost dim */
+    int row_dim;                        /* reduced dim of which a tile takes several rows */
+    int64_t tile_rows, rows;            /* 1 where there is none */
     int64_t per;                        /* outer indices of one task */
     int64_t block, blocks;              /* a long reduced row in blocks of columns */
     double count;                       /* elements per result */
@@ -190,21 +192,27 @@ static void walk_rows(rows_run *run, ane_tile *t, char **row, how h, float *sum,
     float zero = (float)start_of(h);
     fill(sum, zero, n);
     fill(acc, zero, n);
-    for (int64_t step = 0; step < r->steps; step++) {
-        memcpy(t->at, row, (size_t)e->n_views * sizeof *t->at);
-        address(run, r->reduced, r->n_reduced, step, t->at);
-        const float *x = ane_expr_run(t);
-        if (h == LOG_SUM_EXP) {         /* most is known: add exp(x - most) */
-            v->binary[ANE_VEC_SUB](spare, x, most, n);
-            v->unary[ANE_VEC_EXP](spare, spare, n);
-            v->binary[ANE_VEC_ADD](acc, acc, spare, n);
-        } else {
-            take_rows(h, acc, x, spare, n);
-        }
-        if (h == MAX || h == MIN) continue;
-        if (step % LEVEL == LEVEL - 1) {
-            v->binary[ANE_VEC_ADD](sum, sum, acc, n);
-            fill(acc, 0, n);
+    int64_t taken = 0;
+    char *first[256];
+    for (int64_t step = 0; step < r->steps / r->rows; step++) {
+        memcpy(first, row, (size_t)e->n_views * sizeof *first);
+        address(run, r->reduced, r->n_reduced - (r->row_dim >= 0), step, first);
+        for (int64_t q = 0; q < r->rows; q += r->tile_rows) {
+            shift(e, r->row_dim, q, first, t->at);
+            t->rows = (size_t)(r->rows - q < r->tile_rows ? r->rows - q : r->tile_rows);
+            const float *x = ane_expr_run(t);
+            for (size_t k = 0; k < t->rows; k++, x += n) {
+                if (h == LOG_SUM_EXP) { /* most is known: add exp(x - most) */
+                    v->binary[ANE_VEC_SUB](spare, x, most, n);
+                    v->unary[ANE_VEC_EXP](spare, spare, n);
+                    v->binary[ANE_VEC_ADD](acc, acc, spare, n);
+                } else {
+                    take_rows(h, acc, x, spare, n);
+                }
+                if (++taken % LEVEL || h == MAX || h == MIN) continue;
+                v->binary[ANE_VEC_ADD](sum, sum, acc, n);
+                fill(acc, 0, n);
+            }
         }
     }
     if (h == MAX || h == MIN) memcpy(sum, acc, n * sizeof *sum);
@@ -215,7 +223,7 @@ static void outer_task(void *arg, size_t task) {
     rows_run *run = arg;
     const rows *r = run->r;
     const ane_expr *e = r->e;
-    size_t cap = (size_t)r->tile_cols;
+    size_t cap = (size_t)(r->tile_cols * r->tile_rows);
     float *regs = ane_scratch_push(ane_expr_bytes(e, cap) + 3 * cap * sizeof(float));
     if (!regs) {
         atomic_store(&run->nomem, true);
@@ -224,8 +232,8 @@ static void outer_task(void *arg, size_t task) {
     float *spare = regs + (size_t)e->n_regs * cap, *sum = spare + cap, *acc = sum + cap,
           *most = acc + cap;
     char *row[256], *at[256];
-    ane_tile t = {.e = e, .at = at, .regs = regs, .cap = cap, .rows = 1, .row_dim = -1,
-                  .col_dim = e->rank - 1};
+    ane_tile t = {.e = e, .at = at, .regs = regs, .cap = cap, .rows = 1,
+                  .row_dim = r->row_dim, .col_dim = e->rank - 1};
     int64_t o = (int64_t)task / r->col_tiles, c = (int64_t)task % r->col_tiles * r->tile_cols;
     t.cols = (size_t)(r->cols - c < r->tile_cols ? r->cols - c : r->tile_cols);
     bases(run, row);
@@ -440,6 +448,8 @@ static ane_status plan(ane_planner *pl, const ane_graph *g, const ane_group *grp
     }
     if (softmax && r->inner && r->n_reduced) return ANE_ERR_RUNTIME;    /* cannot be */
     r->tile_cols = r->cols < ANE_TILE ? r->cols : ANE_TILE;
+    r->row_dim = -1;
+    r->rows = r->tile_rows = 1;
     r->block = r->cols;
     r->per = 1;
     if (r->inner) {
@@ -459,6 +469,12 @@ static ane_status plan(ane_planner *pl, const ane_graph *g, const ane_group *grp
         if (softmax)
             while (r->tile_cols > 16 && r->tile_cols * r->steps > 1 << 16) r->tile_cols /= 2;
         r->col_tiles = (r->cols + r->tile_cols - 1) / r->tile_cols;
+        if (r->n_reduced && !softmax) {
+            r->row_dim = r->reduced[r->n_reduced - 1];
+            r->rows = e->shape[r->row_dim];
+            r->tile_rows = 2 * ANE_TILE / r->tile_cols;
+            if (r->tile_rows > r->rows) r->tile_rows = r->rows;
+        }
     }
     s->data = r;
     s->label = ane_group_label(pl, g, grp);

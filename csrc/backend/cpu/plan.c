@@ -131,6 +131,7 @@ static ane_status plan_alone(ane_planner *pl, int i) {
     if (ane_op_is_join(op)) return ane_plan_join(pl, op);
     bool done = false;
     ane_status st = ane_plan_index(pl, op, &done);
+    if (!st && !done) st = ane_plan_spread(pl, op, &done);
     return st || done ? st : ane_plan_fallback(pl, op);
 }
 
