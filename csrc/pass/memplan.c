@@ -2,8 +2,6 @@
 
 #include "../base/mem.h"
 
-#include <stdlib.h>
-
 
 /* Largest first; equal sizes in order of birth, so that the layout is reproducible. */
 static int by_size(const ane_lifetime *a, const ane_lifetime *b) {
@@ -26,9 +24,9 @@ static void sift(int *order, int n, int root, const ane_lifetime *items) {
     }
 }
 
-ane_status ane_memplan(ane_lifetime *items, int n, size_t *total, size_t *sum,
-                       ane_error *err) {
-    *total = *sum = 0;
+ane_status ane_memplan(ane_lifetime *items, int n, size_t *total, ane_error *err) {
+    size_t sum = 0;
+    *total = 0;
     if (!n) return ANE_OK;
     int *order = ane_malloc((size_t)n * sizeof *order);
     int *placed = ane_malloc((size_t)n * sizeof *placed);   /* by offset, ascending */
@@ -53,7 +51,7 @@ ane_status ane_memplan(ane_lifetime *items, int n, size_t *total, size_t *sum,
         if (it->first > it->last || !it->bytes) continue;
         size_t need;
         if (!ane_add_size(it->bytes, ANE_ALIGN - 1, &need) ||
-            !ane_add_size(*sum, need & ~(size_t)(ANE_ALIGN - 1), sum)) {
+            !ane_add_size(sum, need & ~(size_t)(ANE_ALIGN - 1), &sum)) {
             st = ane_fail(err, ANE_ERR_NOMEM, "[compile] scratch memory beyond 2^64 bytes");
             break;
         }

@@ -10,9 +10,7 @@ typedef struct ane_lifetime {
     size_t offset;                      /* result: a multiple of ANE_ALIGN */
 } ane_lifetime;
 
-/* Buffers whose lifetimes meet never overlap. *total is the block's size, *sum what it
- * would be without reuse. */
-ane_status ane_memplan(ane_lifetime *items, int n, size_t *total, size_t *sum,
-                       ane_error *err);
+/* Buffers whose lifetimes meet never overlap. *total is the block's size. */
+ane_status ane_memplan(ane_lifetime *items, int n, size_t *total, ane_error *err);
 
 #endif

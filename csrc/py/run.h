@@ -9,6 +9,7 @@ typedef struct py_kernel {
     ane_py_state *state;
     PyObject *module;                   /* keeps state alive */
     ane_kernel *kernel;
+    ane_request *last;                  /* of a small k(x, out=y); NULL */
 } py_kernel;
 
 typedef struct py_request {

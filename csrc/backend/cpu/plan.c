@@ -3,10 +3,12 @@
 #include "ops.h"
 #include "view.h"
 
+#include "../../base/env.h"
 #include "../../pass/memplan.h"
 #include "../../pass/pass.h"
 
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 
 /* ---------------------------------------------------------------- buffers, steps */
@@ -206,6 +208,47 @@ static ane_status plan_ops(ane_planner *pl) {
     return st;
 }
 
+/* Bytes of the scratch buffer that `view` covers whole and in row-major order, or -1. */
+static int whole_scratch(const ane_plan *p, const ane_view *view) {
+    if (view->buf < 0 || p->bufs[view->buf].kind != ANE_BUF_SCRATCH || view->offset) return -1;
+    size_t bytes = (size_t)ane_view_count(view) * ane_dtype_size(view->dtype);
+    return bytes == p->bufs[view->buf].bytes && ane_view_contiguous(view) ? view->buf : -1;
+}
+
+/* A step that may run in place writes its result over an operand that dies with it: the two
+ * buffers become one. `into` maps every buffer to the one that stands for it. */
+static void share(ane_plan *p, int i, int *into) {
+    const ane_step *s = &p->steps[i];
+    if (!s->in_place || !s->op) return;
+    for (int o = 0; o < s->n_out; o++) {
+        int out = whole_scratch(p, ane_step_out(s, o));
+        if (out < 0 || into[out] != out || p->bufs[out].first != i) continue;
+        for (int k = 0; k < s->n_in; k++) {
+            const ane_view *v = ane_step_in(s, k);
+            int in = whole_scratch(p, v);
+            if (in < 0 || (s->in_place_only && s->n_out + k != s->in_place_only)) continue;
+            int root = into[in];
+            if (root == out || p->bufs[root].last != i ||
+                p->bufs[root].bytes != p->bufs[out].bytes)
+                continue;
+            /* Every look at that memory in this step must be at the very same elements. */
+            bool same = true;
+            for (int q = 0; q < s->n_in + s->n_out && same; q++) {
+                const ane_view *w = &s->views[q];
+                if (w->buf < 0 || into[w->buf] != root) continue;
+                ane_view x = *w;
+                x.buf = out;
+                same = q >= s->n_out && ane_view_same(&x, ane_step_out(s, o));
+                if (s->in_place_only && q != s->in_place_only) same = false;
+            }
+            if (!same) continue;
+            into[out] = root;
+            p->bufs[root].last = p->bufs[out].last;
+            break;
+        }
+    }
+}
+
 static ane_status lay_out(ane_planner *pl) {
     ane_plan *p = pl->plan;
     int n = 0;
@@ -219,17 +262,57 @@ static ane_status lay_out(ane_planner *pl) {
         }
     }
     ane_lifetime *items = ane_calloc((size_t)p->n_bufs + 1, sizeof *items);
-    if (!items) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
-    for (int i = 0; i < p->n_bufs; i++)
-        if (p->bufs[i].kind == ANE_BUF_SCRATCH)
-            items[n++] = (ane_lifetime){.bytes = p->bufs[i].bytes, .first = p->bufs[i].first,
-                                        .last = p->bufs[i].last};
-    ane_status st = ane_memplan(items, n, &p->scratch, &p->values, pl->err);
+    int *into = ane_calloc((size_t)p->n_bufs + 1, sizeof *into);
+    ane_status st = ANE_OK;
+    if (!items || !into) {
+        st = ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+        goto done;
+    }
+    for (int i = 0; i < p->n_bufs; i++) into[i] = i;
+    for (int i = 0; i < p->n_steps; i++) share(p, i, into);
+    for (int i = 0; i < p->n_bufs; i++) {
+        const ane_buf *b = &p->bufs[i];
+        if (b->kind == ANE_BUF_SCRATCH && into[i] == i)
+            items[n++] = (ane_lifetime){.bytes = b->bytes, .first = b->first, .last = b->last};
+        if (b->kind == ANE_BUF_SCRATCH && b->first <= b->last)
+            p->values += (b->bytes + ANE_ALIGN - 1) & ~(size_t)(ANE_ALIGN - 1);
+    }
+    st = ane_memplan(items, n, &p->scratch, pl->err);
     n = 0;
     for (int i = 0; i < p->n_bufs; i++)
-        if (p->bufs[i].kind == ANE_BUF_SCRATCH) p->bufs[i].offset = items[n++].offset;
+        if (p->bufs[i].kind == ANE_BUF_SCRATCH && into[i] == i)
+            p->bufs[i].offset = items[n++].offset;
+    for (int i = 0; i < p->n_bufs; i++)
+        if (p->bufs[i].kind == ANE_BUF_SCRATCH) p->bufs[i].offset = p->bufs[into[i]].offset;
+done:
     ane_free(items);
+    ane_free(into);
     return st;
+}
+
+/* ANETORCH_DUMP=plan */
+static void dump(const ane_plan *p) {
+    static const char *const kinds[] = {"in", "out", "const", "scratch"};
+    ane__log("plan of %s: %d steps, %zu bytes of scratch (%zu without reuse)", p->fn->name,
+             p->n_steps, p->scratch, p->values);
+    for (int i = 0; i < p->n_steps; i++) {
+        const ane_step *s = &p->steps[i];
+        char line[1024];
+        size_t n = 0;
+        for (int j = 0; j < s->n_out + s->n_in && n + 160 < sizeof line; j++) {
+            const ane_view *v = &s->views[j];
+            if (v->buf < 0) continue;
+            n += (size_t)snprintf(line + n, sizeof line - n, "%s%s%d+%lld %s[",
+                                  j == s->n_out ? " <- " : j ? ", " : "",
+                                  kinds[p->bufs[v->buf].kind], v->buf, (long long)v->offset, ane_dtype_mil_name(v->dtype));
+            for (int d = 0; d < v->rank && n + 60 < sizeof line; d++)
+                n += (size_t)snprintf(line + n, sizeof line - n, "%s%lld:%lld", d ? "," : "",
+                                      (long long)v->shape[d], (long long)v->strides[d]);
+            n += (size_t)snprintf(line + n, sizeof line - n, "]");
+        }
+        ane__log("%4d %s (%s) %s: %s", i, s->label, s->kernel,
+                 s->op && s->op->n_results ? s->op->results[0]->name : "", line);
+    }
 }
 
 static void key_of(ane_tensor *key, const ane_tensor *t) {
@@ -301,6 +384,7 @@ ane_status ane_plan_create(const ane_function *f, const ane_backend_options *opt
     p->walk = needs_walk(fn);
     st = p->walk ? ane_plan_walk(&pl) : plan_ops(&pl);
     if (!st) st = lay_out(&pl);
+    if (!st && ane_env_lists(ANE_ENV_DUMP, "plan")) dump(p);
 done:
     ane_free(pl.places);
     if (st) {
