@@ -1,5 +1,5 @@
-/* What the parser's files share: statements (parse.c) and literals (literal.c). The public
- * entry is ane_program_parse. */
+/* What the parser's files share: programs and blocks (parse.c), statements (statement.c),
+ * literals (literal.c). The public entry is ane_program_parse. */
 #ifndef ANE_MIL_PARSE_H
 #define ANE_MIL_PARSE_H
 
@@ -39,6 +39,24 @@ ane_status ane__parse_punct(ane_parser *ps, char c, const char *what);
 ane_status ane__parse_close(ane_parser *ps, char c, const ane_token *open, const char *also);
 /* A failed call below the parser becomes a PARSE error at this token. */
 ane_status ane__parse_at(ane_parser *ps, const ane_token *at, ane_status st);
+
+/* A token's text, NUL-terminated, for the length of the parse; NULL: no memory. */
+char *ane__parse_word(ane_parser *ps, const ane_token *t);
+/* An array of the parse's arena with room for one more than n; NULL: no memory. */
+void *ane__parse_grown(ane_parser *ps, const void *old, int n, int *cap, size_t size);
+
+typedef struct ane_attr_list {
+    ane_attr *v;
+    int n, cap;
+} ane_attr_list;
+/* [ "[" attr { "," attr } "]" ] */
+ane_status ane__parse_attrs(ane_parser *ps, ane_attr_list *out);
+/* Into the program's arena, as attributes of a program, function or op are kept. */
+ane_status ane__keep_attrs(ane_parser *ps, const ane_attr_list *from, ane_attr **v, int *n);
+
+/* depth counts the blocks around. */
+ane_status ane__parse_statement(ane_parser *ps, ane_block *b, int depth);
+ane_status ane__parse_nested(ane_parser *ps, int depth, ane_block **out);
 
 static inline bool ane__is_punct(const ane_token *t, char c) {
     return t->kind == ANE_TOK_PUNCT && t->punct == c;
