@@ -301,3 +301,12 @@ def test_no_rule_names_the_op():
                   {"x": spec32(3, 4)})  # fmt: skip
     with pytest.raises(NotImplementedError, match="no derivative rule for reverse_sequence"):
         mil.grad(p)
+
+
+def test_open_shapes_and_states_are_refused():
+    p = mil.build(lambda x: {"y": x * 2.0}, {"x": mil.spec((3, None), "fp32")})
+    with pytest.raises(ValueError, match="'x' has the open shape"):
+        mil.grad(p)
+    p = mil.build(lambda s: {"y": ops.read_state(input=s) * 2.0}, {"s": mil.state((3,), "fp16")})
+    with pytest.raises(NotImplementedError, match="'s' is a state"):
+        mil.grad(p)

@@ -77,7 +77,8 @@ def grad(
 
 
 def _is_float(v: Value) -> bool:
-    return v.dtype in _FLOATS
+    kind = v.type
+    return kind[0] == "tensor" and kind[1] in _FLOATS
 
 
 class _Plan:
@@ -95,6 +96,11 @@ class _Plan:
         values: tuple[str, ...],
     ) -> None:
         f = program.functions[function]
+        for v in (*f.inputs, *(r for op in f.body.ops for r in op.results)):
+            if v.type[0] != "tensor":
+                raise NotImplementedError(f"[grad] {v.name!r} is a {v.type[0]}; only tensors are differentiated")
+            if None in v.shape:
+                raise ValueError(f"[grad] {v.name!r} has the open shape {list(v.shape)}; gradients need known dimensions")
         self.opset = f.opset
         self.ops: list[Op] = list(f.body.ops)
         self.inputs = {v.name: v for v in f.inputs}
