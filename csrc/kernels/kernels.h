@@ -41,7 +41,7 @@ typedef struct ane_tile_out {
     ane_dtype bias_dtype, res_dtype, c_dtype;
     int64_t bias_rs, bias_cs, res_rs, res_cs, c_rs, c_cs;
 } ane_tile_out;
-/* tile is overwritten; its rows have room for whole vectors (ld a multiple of 16). */
+/* tile is overwritten; its rows have room for whole vectors of the table. */
 typedef void ane_tile_fn(const ane_tile_out *out, float *tile, size_t ld, size_t m,
                          size_t n);
 
@@ -72,7 +72,7 @@ typedef struct ane_kernels {
 
 /*   table       what                                   */
 #define ANE_TABLE_MAP(X)                                                                  \
-    X(scalar) X(avx2) X(avx512) X(avx512vnni) X(avx512bf16) X(avx512fp16)                 \
+    X(scalar) X(avx2) X(avx512) X(avx512bf16) X(avx512fp16)                               \
     X(neon) X(neonfhm) X(neonbf16) X(neonfp16)
 
 /* The chosen table (the widest that has vector primitives); never NULL. */

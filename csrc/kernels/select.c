@@ -20,7 +20,7 @@
 #endif
 #endif
 
-/* setup.py defines these for the flags that the compiler accepts. */
+/* setup.py defines ANE_BUILT_<TABLE>=1 for the flags that the compiler accepts. */
 #define ANE_BUILT_SCALAR 1
 #ifndef ANE_BUILT_AVX2
 #define ANE_BUILT_AVX2 0
@@ -28,9 +28,30 @@
 #ifndef ANE_BUILT_AVX512
 #define ANE_BUILT_AVX512 0
 #endif
+#ifndef ANE_BUILT_AVX512BF16
+#define ANE_BUILT_AVX512BF16 0
+#endif
+#ifndef ANE_BUILT_AVX512FP16
+#define ANE_BUILT_AVX512FP16 0
+#endif
 #ifndef ANE_BUILT_NEON
 #define ANE_BUILT_NEON 0
 #endif
+#ifndef ANE_BUILT_NEONFHM
+#define ANE_BUILT_NEONFHM 0
+#endif
+#ifndef ANE_BUILT_NEONBF16
+#define ANE_BUILT_NEONBF16 0
+#endif
+#ifndef ANE_BUILT_NEONFP16
+#define ANE_BUILT_NEONFP16 0
+#endif
+
+/* The table's address where its file is part of this build. */
+#define GIVE_0(name) NULL
+#define GIVE_1(name) (&ane_kernels__##name)
+#define GIVE_(built, name) GIVE_##built(name)
+#define GIVE(built, name) GIVE_(built, name)
 
 enum { OTHER = 1, NOT_BUILT, LACKS, SLOW, THERE };
 
@@ -118,9 +139,15 @@ static cpu look(void) { return (cpu){0}; }
 #define ARCH_ARM 0
 #endif
 
-static void add(const char *name, const ane_kernels *table, bool arch, bool has) {
-    rows[n_rows++] = (row){name, table, !arch ? OTHER : !table ? NOT_BUILT
-                                              : !has ? LACKS : THERE};
+static void add(const char *name, const ane_kernels *table, bool arch, bool has, bool slow) {
+    rows[n_rows++] = (row){name, table, !arch ? OTHER : !table ? NOT_BUILT : !has ? LACKS
+                                              : slow ? SLOW : THERE};
+}
+
+static bool is_slow(const ane_kernels *table) {
+    for (size_t i = 0; i < n_rows; i++)
+        if (rows[i].table == table) return rows[i].state == SLOW;
+    return false;
 }
 
 static void force(const char *isa) {
@@ -137,23 +164,25 @@ static void force(const char *isa) {
 
 static void decide(void) {
     cpu c = look();
-#if ANE_BUILT_AVX2
-    const ane_kernels *avx2 = &ane_kernels__avx2;
-#else
-    const ane_kernels *avx2 = NULL;
+#if defined(ANE_EMULATE_AVX512)         /* testing: see tests/emulate_avx512.h */
+    c.bf16 = c.fp16 = c.avx512;
+    c.intel = false;
 #endif
-#if ANE_BUILT_AVX512
-    const ane_kernels *avx512 = &ane_kernels__avx512;
-#else
-    const ane_kernels *avx512 = NULL;
-#endif
-    add("scalar", &ane_kernels__scalar, true, true);
-    add("avx2", avx2, ARCH_X86, c.avx2);
-    add("avx512", avx512, ARCH_X86, c.avx512);
-    (void)ARCH_ARM;
+    n_rows = n_usable = 0;
+    add("scalar", GIVE(ANE_BUILT_SCALAR, scalar), true, true, false);
+    add("avx2", GIVE(ANE_BUILT_AVX2, avx2), ARCH_X86, c.avx2, false);
+    add("avx512", GIVE(ANE_BUILT_AVX512, avx512), ARCH_X86, c.avx512, false);
+    /* Intel runs vdpbf16ps at half the rate of fp32 multiply-adds (gemm-notes, section 1). */
+    add("avx512bf16", GIVE(ANE_BUILT_AVX512BF16, avx512bf16), ARCH_X86, c.bf16, c.intel);
+    add("avx512fp16", GIVE(ANE_BUILT_AVX512FP16, avx512fp16), ARCH_X86, c.fp16, false);
+    add("neon", GIVE(ANE_BUILT_NEON, neon), ARCH_ARM, c.neon, false);
+    add("neonfhm", GIVE(ANE_BUILT_NEONFHM, neonfhm), ARCH_ARM, c.neon_fhm, false);
+    add("neonbf16", GIVE(ANE_BUILT_NEONBF16, neonbf16), ARCH_ARM, c.neon_bf16, false);
+    add("neonfp16", GIVE(ANE_BUILT_NEONFP16, neonfp16), ARCH_ARM, c.neon_fp16, false);
     for (size_t i = 0; i < n_rows; i++)
-        if (rows[i].state == THERE) usable[n_usable++] = rows[i].table;
-    chosen = usable[n_usable - 1];
+        if (rows[i].state >= SLOW) usable[n_usable++] = rows[i].table;
+    for (size_t i = 0; i < n_usable; i++)
+        if (!is_slow(usable[i])) chosen = usable[i];
     const char *isa = ane_env(ANE_ENV_ISA);
     if (*isa) force(isa);
     for (size_t i = 0; i < n_usable; i++) {
@@ -203,11 +232,14 @@ const ane_gemm_entry *ane_gemm_entry_for(const ane_kernels *table, ane_dtype a, 
     if (!table) table = chosen;
     size_t top = 0;
     while (top + 1 < n_usable && usable[top] != table) top++;
-    for (size_t i = top + 1; i-- > 0;)
+    for (size_t i = top + 1; i-- > 0;) {
+        /* One that loses to its own fallback runs only when it is asked for by name. */
+        if (usable[i] != table && is_slow(usable[i])) continue;
         for (size_t j = 0; j < usable[i]->n_entries; j++) {
             const ane_gemm_entry *e = &usable[i]->entries[j];
             if (precision >= e->keeps && (e->a_types & ANE_BIT(a)) && (e->b_types & ANE_BIT(b)))
                 return e;
         }
+    }
     return NULL;
 }

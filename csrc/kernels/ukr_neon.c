@@ -1,0 +1,54 @@
+/* AArch64 Advanced SIMD, the baseline of every 64-bit Arm. */
+#if defined(__aarch64__)
+#define ISA_NAME "neon"
+#include "simd_neon.h"
+
+#include "body_vec.h"
+
+#define PEAK_CHAINS 24
+#include "body_gemm.h"
+
+#include "tables.h"
+
+PACK(pack_8, 8)
+PACK(pack_12, 12)
+
+/* Eight rows of three vectors: 24 of the 32 registers hold sums. Rows of A past m are zeros
+ * and are not stored. */
+static void ukr_8x12(size_t m, size_t k, const void *va, const void *vb, float *c, size_t ldc,
+                     bool add) {
+    const float *a = va, *b = vb;
+    vf s[8][3];
+    UNROLL for (int i = 0; i < 8; i++) s[i][0] = s[i][1] = s[i][2] = v_set1(0);
+    for (size_t p = 0; p < k; p++, a += 8, b += 12) {
+        vf a0 = vld1q_f32(a), a1 = vld1q_f32(a + 4);
+        vf b0 = vld1q_f32(b), b1 = vld1q_f32(b + 4), b2 = vld1q_f32(b + 8);
+#define ROW(i, from, lane)                                                                \
+    s[i][0] = vfmaq_laneq_f32(s[i][0], b0, from, lane);                                   \
+    s[i][1] = vfmaq_laneq_f32(s[i][1], b1, from, lane);                                   \
+    s[i][2] = vfmaq_laneq_f32(s[i][2], b2, from, lane);
+        ROW(0, a0, 0) ROW(1, a0, 1) ROW(2, a0, 2) ROW(3, a0, 3)
+        ROW(4, a1, 0) ROW(5, a1, 1) ROW(6, a1, 2) ROW(7, a1, 3)
+#undef ROW
+    }
+    UNROLL for (size_t i = 0; i < 8; i++) {
+        if (i < m) {
+            float *to = c + i * ldc;
+            UNROLL for (int j = 0; j < 3; j++)
+                v_storeu(to + j * 4, add ? v_add(v_loadu(to + j * 4), s[i][j]) : s[i][j]);
+        }
+    }
+}
+
+static const ane_gemm_entry entries[] = {
+    {.name = "f32_8x12__neon", .keeps = ANE_PRECISION_HIGHEST, .a_types = ANE_FLOATS,
+     .b_types = ANE_FLOATS, .mr = 8, .nr = 12, .kr = 1, .unit = 4, .ukr = ukr_8x12,
+     .pack_a = pack_8, .pack_b = pack_12},
+};
+
+const ane_kernels ane_kernels__neon = {
+    .name = ISA_NAME, .entries = entries, .n_entries = 1, .vec = &vec_table,
+    .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
+    .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+};
+#endif

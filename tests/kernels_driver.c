@@ -1,0 +1,301 @@
+/* Every kernel table of a build against double precision and against the scalar table, in C
+ * alone: for the builds that Python cannot load here (AArch64 under qemu, emulated AVX-512
+ * extensions) and for sanitizers. tests/run_kernels.sh builds and runs it. */
+#include "../csrc/base/f16.h"
+#include "../csrc/base/mem.h"
+#include "../csrc/base/sync.h"
+#include "../csrc/kernels/convert.h"
+#include "../csrc/kernels/kernels.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static long checks, failures;
+#define CHECK(cond, ...)                                                                  \
+    do {                                                                                  \
+        checks++;                                                                         \
+        if (!(cond) && failures++ < 20) {                                                 \
+            printf("FAILED %s:%d: ", __FILE__, __LINE__);                                 \
+            printf(__VA_ARGS__);                                                          \
+            printf("\n");                                                                 \
+        }                                                                                 \
+    } while (0)
+
+static uint64_t state = 88172645463325252u;
+static uint64_t next(void) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    return state ^= state << 17;
+}
+static double uniform(void) { return (double)(next() >> 11) * 0x1p-53; }
+static double normal(void) {
+    return sqrt(-2 * log(uniform() + 1e-300)) * cos(6.283185307179586 * uniform());
+}
+
+/* ------------------------------------------------------------------ conversion, vectors */
+
+static void conversions(const ane_kernels *t) {
+    enum { N = 65536 };
+    static uint16_t half[N], back[N];
+    static float up[N], wide[N];
+    for (int i = 0; i < N; i++) half[i] = (uint16_t)i;
+    ane_convert_with(t, up, ANE_F32, half, ANE_F16, N);
+    for (int i = 0; i < N; i++)
+        CHECK(ane_f32_bits(up[i]) == ane_f32_bits(ane_f32_from_f16((uint16_t)i)),
+              "%s: half %04x up", t->name, (unsigned)i);
+    ane_convert_with(t, up, ANE_F32, half, ANE_BF16, N);
+    for (int i = 0; i < N; i++)
+        CHECK(ane_f32_bits(up[i]) == (uint32_t)i << 16, "%s: bf16 %04x up", t->name,
+              (unsigned)i);
+    for (int round = 0; round < 8; round++) {
+        for (int i = 0; i < N; i++) {
+            /* Random bits, and around every rounding boundary. */
+            uint32_t u = (uint32_t)next();
+            if (round & 1) u = (u & 0xffffe000u) + 0x0fffu + (u & 3u);
+            if (round & 2) u = (u & 0xffff0000u) + 0x7fffu + (u & 3u);
+            wide[i] = ane_bits_f32(u);
+        }
+        ane_convert_with(t, back, ANE_F16, wide, ANE_F32, N);
+        for (int i = 0; i < N; i++)
+            CHECK(back[i] == ane_f16_from_f32(wide[i]), "%s: %08x down", t->name,
+                  ane_f32_bits(wide[i]));
+        ane_convert_with(t, back, ANE_BF16, wide, ANE_F32, N);
+        for (int i = 0; i < N; i++)
+            CHECK(back[i] == ane_bf16_from_f32(wide[i]), "%s: %08x to bf16", t->name,
+                  ane_f32_bits(wide[i]));
+    }
+}
+
+static double ulps(float x, float y) {
+    if (isnan(x) && isnan(y)) return 0;
+    if (x == y) return 0;
+    if (!isfinite(x) || !isfinite(y)) return INFINITY;
+    float big = fabsf(x) > fabsf(y) ? fabsf(x) : fabsf(y);
+    double ulp = nextafterf(big, INFINITY) - big;
+    return fabs((double)x - (double)y) / ulp;
+}
+
+static void vectors(const ane_kernels *t, const ane_kernels *ref) {
+    enum { N = 5000 };
+    static float x[N], y[N], z[N], b[N];
+    static const char *const names[] = {
+#define X(N, n) #n,
+        ANE_VEC_UNARY_MAP(X)
+#undef X
+    };
+    if (!t->vec) return;
+    for (int i = 0; i < N; i++) {
+        x[i] = (float)(normal() * exp(6 * uniform() - 4));
+        b[i] = (float)normal();
+    }
+    const float special[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-42f, 3e38f, 88.7f, -104};
+    memcpy(x, special, sizeof special);
+    for (int op = 0; op < ANE_VEC_UNARY_COUNT; op++)
+        for (size_t n = 1; n <= N; n = n * 3 + 1) {
+            t->vec->unary[op](y, x, n);
+            ref->vec->unary[op](z, x, n);
+            double most = op == ANE_VEC_GELU || op == ANE_VEC_GELU_TANH ||
+                          op == ANE_VEC_GELU_SIGMOID ? 500 : 12;
+            for (size_t i = 0; i < n; i++)
+                CHECK(ulps(y[i], z[i]) <= most || fabsf(y[i] - z[i]) < 1e-37f,
+                      "%s %s(%a): %a, scalar %a", t->name, names[op], (double)x[i],
+                      (double)y[i], (double)z[i]);
+        }
+    for (int op = 0; op < ANE_VEC_BINARY_COUNT; op++) {
+        t->vec->binary[op](y, x, b, N - 3);
+        ref->vec->binary[op](z, x, b, N - 3);
+        for (int i = 0; i < N - 3; i++)
+            CHECK(ulps(y[i], z[i]) == 0, "%s binary %d at %d", t->name, op, i);
+    }
+    for (size_t n = 0; n < 300; n += 7) {
+        float *v = x + 16;
+        CHECK(t->vec->sum(v, n) == ref->vec->sum(v, n), "%s sum of %zu", t->name, n);
+        CHECK(t->vec->max(v, n) == ref->vec->max(v, n), "%s max of %zu", t->name, n);
+        CHECK(t->vec->min(v, n) == ref->vec->min(v, n), "%s min of %zu", t->name, n);
+        double s = 0, m = 0;
+        for (size_t i = 0; i < n; i++) {
+            s += (double)v[i] * (double)b[i];
+            m += fabs((double)v[i] * (double)b[i]);
+        }
+        CHECK(fabs((double)t->vec->dot(v, b, n) - s) <= ((double)n / 64 + 8) * 0x1p-24 * m,
+              "%s dot of %zu", t->name, n);
+    }
+}
+
+/* ------------------------------------------------------------------ products */
+
+static double value(const void *data, ane_dtype dtype, size_t i) {
+    if (dtype == ANE_F32) return (double)((const float *)data)[i];
+    uint16_t h = ((const uint16_t *)data)[i];
+    return (double)(dtype == ANE_F16 ? ane_f32_from_f16(h) : ane_f32_from_bf16(h));
+}
+static void put(void *data, ane_dtype dtype, size_t i, double x) {
+    if (dtype == ANE_F32) ((float *)data)[i] = (float)x;
+    else ((uint16_t *)data)[i] = dtype == ANE_F16 ? ane_f16_from_f64(x) : ane_bf16_from_f64(x);
+}
+
+/* Frobenius error relative to the result's norm; every element inside its bound. */
+static double product(const ane_kernels *t, size_t m, size_t n, size_t k, ane_dtype ta,
+                      ane_dtype tb, bool a_cols, bool b_cols, ane_precision tier,
+                      double scale) {
+    void *a = malloc(m * k * 4 + 4), *b = malloc(k * n * 4 + 4);
+    float *c = malloc((m * n + 32) * 4);
+    for (size_t i = 0; i < m * k; i++) put(a, ta, i, normal() * scale);
+    for (size_t i = 0; i < k * n; i++) put(b, tb, i, normal() * scale);
+    for (size_t i = 0; i < m * n + 32; i++) c[i] = 12345;
+    int64_t sa = (int64_t)ane_dtype_size(ta), sb = (int64_t)ane_dtype_size(tb);
+    int64_t sm = (int64_t)m, sn = (int64_t)n, sk = (int64_t)k;
+    ane_gemm_args g = {
+        .m = sm, .n = sn, .k = sk, .batch = 1, .precision = tier,
+        .a = {a, ta, a_cols ? sa : sk * sa, a_cols ? sm * sa : sa},
+        .b = {b, tb, b_cols ? sb : sn * sb, b_cols ? sk * sb : sb},
+        .c = {c + 16, ANE_F32, sn * 4, 4},
+    };
+    ane_error err = {0};
+    CHECK(!ane_gemm_with(t, &g, NULL, &err), "%s: %s", t->name, err.message);
+    const ane_gemm_entry *e = ane_gemm_entry_for(t, ta, tb, tier);
+    bool half = e->keeps == ANE_PRECISION_HIGH, bf = e->keeps == ANE_PRECISION_MEDIUM;
+    double up = 0, down = 0;
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            double ref = 0, s = 0;
+            for (size_t p = 0; p < k; p++) {
+                double v = value(a, ta, a_cols ? p * m + i : i * k + p) *
+                           value(b, tb, b_cols ? j * k + p : p * n + j);
+                ref += v;
+                s += fabs(v);
+            }
+            double got = (double)c[16 + i * n + j], chain = half && k > 64 ? 64 : (double)k;
+            double bound = (chain + 1) * (half ? 0x1p-11 : 0x1p-24) * s +
+                           ((double)k / chain + 1) * 0x1p-24 * s + 0x1p-24 * fabs(ref) + 0x1p-25;
+            if (half) bound += 0x1p-11 * s;         /* two chains are added in fp16 */
+            if (bf) bound += 0x1p-7 * 1.01 * s + (double)k * 0x1p-126;
+            CHECK(fabs(got - ref) <= bound || (isnan(got) && isnan(ref)) || got == ref,
+                  "%s %s %zux%zux%zu at %zu %zu: %g, expected %g, error/bound %g", t->name,
+                  e->name, m, n, k, i, j, got, ref, fabs(got - ref) / bound);
+            up += (got - ref) * (got - ref);
+            down += ref * ref;
+        }
+    for (int i = 0; i < 16; i++)
+        CHECK(c[i] == 12345 && c[16 + m * n + (size_t)i] == 12345, "%s: guard", t->name);
+    free(a);
+    free(b);
+    free(c);
+    return down > 0 ? sqrt(up / down) : 0;
+}
+
+static void products(const ane_kernels *t) {
+    static const size_t shapes[][3] = {
+        {1, 1, 1}, {3, 5, 7}, {12, 32, 16}, {13, 33, 17}, {8, 12, 9}, {25, 25, 130},
+        {9, 70, 257}, {40, 50, 600}, {1, 90, 33}, {90, 1, 33}, {70, 7, 64},
+    };
+    static const ane_dtype types[] = {ANE_F16, ANE_F32, ANE_BF16};
+    int turn = 0;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int layout = 0; layout < 4; layout++)
+            for (int tier = 0; tier < 3; tier++, turn++) {
+                const size_t *s = shapes[i];
+                product(t, s[0], s[1], s[2], ANE_F16, ANE_F16, layout & 1, layout & 2,
+                        (ane_precision)tier, 1);
+                product(t, s[0], s[1], s[2], types[turn % 3], types[turn / 3 % 3], layout & 1,
+                        layout & 2, (ane_precision)tier, 1);
+            }
+    double high = product(t, 120, 64, 2048, ANE_F16, ANE_F16, false, false,
+                          ANE_PRECISION_HIGH, 1);
+    double medium = product(t, 120, 64, 2048, ANE_F32, ANE_F32, false, false,
+                            ANE_PRECISION_MEDIUM, 1);
+    printf("  relative Frobenius error, k = 2048: high %.2e (%s), medium %.2e (%s)\n", high,
+           ane_gemm_entry_for(t, ANE_F16, ANE_F16, ANE_PRECISION_HIGH)->name, medium,
+           ane_gemm_entry_for(t, ANE_F32, ANE_F32, ANE_PRECISION_MEDIUM)->name);
+    CHECK(high <= 1.5e-3, "%s: high is off by %g", t->name, high);
+    CHECK(medium <= 2.6e-3, "%s: medium is off by %g", t->name, medium);
+    /* Sums that leave fp16's range: redone in fp32, so still inside the bound of fp32. */
+    double big = product(t, 30, 40, 200, ANE_F16, ANE_F16, false, true, ANE_PRECISION_HIGH,
+                         300);
+    CHECK(big <= 1.5e-3, "%s: overflowing chunks are off by %g", t->name, big);
+}
+
+static void same_bits(const ane_kernels *t, const ane_kernels *ref) {
+    enum { M = 45, N = 77, K = 1200 };
+    static uint16_t a[M * K], b[K * N];
+    static float c[M * N], d[M * N];
+    for (int i = 0; i < M * K; i++) a[i] = ane_f16_from_f64(normal());
+    for (int i = 0; i < K * N; i++) b[i] = ane_f16_from_f64(normal());
+    ane_gemm_args g = {.m = M, .n = N, .k = K, .batch = 1,
+                       .a = {a, ANE_F16, K * 2, 2}, .b = {b, ANE_F16, N * 2, 2},
+                       .c = {c, ANE_F32, N * 4, 4}};
+    for (int tier = 0; tier < 3; tier++) {
+        g.precision = (ane_precision)tier;
+        for (int threads = 1; threads <= 4; threads++) {
+            ane_set_num_threads(threads, NULL);
+            g.c.data = threads == 1 ? c : d;
+            CHECK(!ane_gemm_with(t, &g, NULL, NULL), "%s", t->name);
+            if (threads > 1)
+                CHECK(!memcmp(c, d, sizeof c), "%s: %d threads, other bits", t->name, threads);
+        }
+        g.c.data = d;
+        ane_gemm_with(ref, &g, NULL, NULL);
+        if (tier == 0) CHECK(!memcmp(c, d, sizeof c), "%s: not the scalar table's bits", t->name);
+    }
+}
+
+/* ------------------------------------------------------------------ the pool */
+
+static void count(void *arg, size_t i) { ((int *)arg)[i]++; }
+static void nest(void *arg, size_t i) {
+    int *runs = arg;
+    ane_parallel_for(8, count, runs + i * 8);
+}
+static void *crowd(void *arg) {
+    (void)arg;
+    static _Thread_local int runs[800];
+    for (int round = 0; round < 200; round++) {
+        memset(runs, 0, sizeof runs);
+        if (round % 2) ane_parallel_for(100, nest, runs);
+        else ane_parallel_for(800, count, runs);
+        for (int i = 0; i < 800; i++) CHECK(runs[i] == 1, "task %d ran %d times", i, runs[i]);
+    }
+    return NULL;
+}
+
+static int stop_now(void *arg) { return *(int *)arg; }
+
+static void pool(void) {
+    pthread_t t[4];
+    ane_set_num_threads(4, NULL);
+    for (int i = 0; i < 4; i++) pthread_create(&t[i], NULL, crowd, NULL);
+    for (int i = 0; i < 4; i++) pthread_join(t[i], NULL);
+    int runs[1000] = {0}, yes = 1;
+    ane_poll p = {.fn = stop_now, .arg = &yes};
+    ane_poll *before = ane_poll_swap(&p);
+    CHECK(!ane_parallel_for(1000, count, runs), "a stopped loop says it ran");
+    ane_poll_swap(before);
+    CHECK(ane_parallel_for(1000, count, runs), "a loop without a poll stopped");
+    void *a = ane_scratch_push(1000), *b = ane_scratch_push(100000);
+    memset(a, 1, 1000);
+    memset(b, 2, 100000);
+    ane_scratch_pop(b);
+    ane_scratch_pop(a);
+}
+
+int main(void) {
+    const ane_kernels *scalar = ane_kernels_at(0);
+    const char *name, *what;
+    for (size_t i = 0; (name = ane_isa_name(i, &what)); i++) printf("%s: %s\n", name, what);
+    pool();
+    for (size_t i = 0; i < ane_kernels_count(); i++) {
+        const ane_kernels *t = ane_kernels_at(i);
+        printf("%s\n", t->name);
+        ane_set_num_threads(2, NULL);
+        if (t->vec) {
+            conversions(t);
+            vectors(t, scalar);
+        }
+        products(t);
+        same_bits(t, scalar);
+    }
+    printf("%ld checks, %ld failed\n", checks, failures);
+    return failures != 0;
+}
