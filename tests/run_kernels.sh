@@ -23,8 +23,8 @@ emulated)
     flags="$flags -DANE_EMULATE_AVX512=1"
     built="$built -DANE_BUILT_AVX512BF16=1 -DANE_BUILT_AVX512FP16=1" ;;
 neon)
-    cc="${PYTHON:-python3} -m ziglang cc -target aarch64-linux-gnu"
-    run="qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu"
+    cc="${PYTHON:-python3} -m ziglang cc -target aarch64-linux-musl"
+    run="qemu-aarch64 -cpu max"
     built="-DANE_BUILT_NEON=1 -DANE_BUILT_NEONFHM=1 -DANE_BUILT_NEONBF16=1 -DANE_BUILT_NEONFP16=1" ;;
 *)  echo "run_kernels.sh: unknown mode '$mode'" >&2; exit 2 ;;
 esac
@@ -57,6 +57,5 @@ link=
 case $mode in neon) link=-static ;; esac
 # shellcheck disable=SC2086
 $cc $flags $link $objects -o "$out/driver" -lpthread -lm
-[ "$mode" = neon ] && run="qemu-aarch64 -cpu max"
 # shellcheck disable=SC2086
 $run "$out/driver"
