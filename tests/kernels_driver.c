@@ -8,15 +8,16 @@
 #include "../csrc/kernels/kernels.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static long checks, failures;
+static atomic_long checks, failures;
 #define CHECK(cond, ...)                                                                  \
     do {                                                                                  \
-        checks++;                                                                         \
-        if (!(cond) && failures++ < 20) {                                                 \
+        atomic_fetch_add_explicit(&checks, 1, memory_order_relaxed);                      \
+        if (!(cond) && atomic_fetch_add(&failures, 1) < 20) {                                                 \
             printf("FAILED %s:%d: ", __FILE__, __LINE__);                                 \
             printf(__VA_ARGS__);                                                          \
             printf("\n");                                                                 \
@@ -295,6 +296,6 @@ int main(void) {
         products(t);
         same_bits(t, scalar);
     }
-    printf("%ld checks, %ld failed\n", checks, failures);
+    printf("%ld checks, %ld failed\n", atomic_load(&checks), atomic_load(&failures));
     return failures != 0;
 }

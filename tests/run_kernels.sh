@@ -37,7 +37,8 @@ of_file() {     # the instruction set of a file, by its suffix; nothing: not for
     neon:*_neonfp16.c) echo "-mcpu=generic+v8_2a+fullfp16" ;;
     neon:*_avx*) echo skip ;;
     *_neon*) echo skip ;;
-    emulated:*_avx512bf16.c | emulated:*_avx512fp16.c) echo "$avx512" ;;
+    emulated:*_avx512bf16.c | emulated:*_avx512fp16.c)
+        echo "$avx512 -include tests/emulate_avx512.h" ;;
     *_avx512bf16.c | *_avx512fp16.c | *_avx512vnni.c) echo skip ;;
     *_avx512.c) echo "$avx512" ;;
     *_avx2.c) echo "$avx2" ;;

@@ -187,21 +187,28 @@ static void tile_out(const ane_tile_out *o, float *tile, size_t ld, size_t m, si
         }
     }
     if (rows) return;
-    /* C is stored the other way round, or with gaps: columns of the tile, one by one. */
-    for (size_t j = 0; j < n; j++) {
-        char *c = o->c + (int64_t)j * o->c_cs;
+    /* C is stored the other way round, or with gaps: the tile's columns, VW at a time. */
+    for (size_t j = 0; j < n; j += VW)
         for (size_t i = 0; i < m; i += VW) {
-            size_t left = m - i < VW ? m - i : VW;
-            float s[VW] = {0};
-            for (size_t l = 0; l < left; l++) s[l] = tile[(i + l) * ld + j];
-            if (o->c_rs == size) store_any(c + (int64_t)i * size, o->c_dtype, v_loadu(s), left);
-            else
-                for (size_t l = 0; l < left; l++) {
-                    float one[VW] = {s[l]};
-                    store_any(c + (int64_t)(i + l) * o->c_rs, o->c_dtype, v_loadu(one), 1);
+            size_t left = m - i < VW ? m - i : VW, cols = n - j < VW ? n - j : VW;
+            vf r[VW];
+            UNROLL for (size_t l = 0; l < VW; l++)
+                r[l] = l < left ? v_loadu(tile + (i + l) * ld + j) : v_set1(0);
+            v_transpose(r);
+            for (size_t l = 0; l < cols; l++) {
+                char *c = o->c + (int64_t)(j + l) * o->c_cs + (int64_t)i * o->c_rs;
+                if (o->c_rs == size) {
+                    store_any(c, o->c_dtype, r[l], left);
+                    continue;
                 }
+                float one[VW];
+                v_storeu(one, r[l]);
+                for (size_t q = 0; q < left; q++) {
+                    float first[VW] = {one[q]};
+                    store_any(c + (int64_t)q * o->c_rs, o->c_dtype, v_loadu(first), 1);
+                }
+            }
         }
-    }
 }
 
 /* ---------------------------------------------------------------- matrix times vector */

@@ -3,6 +3,7 @@
 #ifndef ANE_KERNELS_H
 #define ANE_KERNELS_H
 
+#include "attention.h"
 #include "gemm.h"
 #include "vec.h"
 
@@ -61,6 +62,13 @@ typedef struct ane_kernels {
     /* Conversion of one block; stream: stores bypass the caches. */
     void (*convert)(void *dst, ane_dtype to, const void *src, ane_dtype from, size_t n,
                     bool stream);
+    /* Streaming attention on scores stored key by key, w queries side by side (w a multiple
+     * of the vector): see body_attention.h. */
+    void (*attn_forward)(float *s, size_t keys, size_t w, float scale, float *m, float *l,
+                         float *fix);
+    void (*attn_rescale)(float *o, size_t rows, size_t w, const float *fix);
+    void (*attn_backward)(float *s, float *dp, size_t keys, size_t w, float scale,
+                          const float *lse, const float *delta);
     /* `loops` rounds of fused multiply-adds in registers, each of `peak_flops` operations:
      * what fractions of peak are measured against. The result only defeats the optimiser. */
     float (*peak)(size_t loops);
@@ -95,6 +103,10 @@ ane_status ane_gemm_pack_with(const ane_kernels *table, const ane_gemm_args *arg
                               void *dst, ane_error *err);
 /* GFLOP/s of registers alone with the pool's threads, over about `seconds`. */
 double ane_kernels_peak(const ane_kernels *table, double seconds);
+ane_status ane_attention_with(const ane_kernels *table, const ane_attention_args *args,
+                              ane_error *err);
+ane_status ane_attention_grad_with(const ane_kernels *table,
+                                   const ane_attention_grad_args *args, ane_error *err);
 void ane_convert_with(const ane_kernels *table, void *dst, ane_dtype to, const void *src,
                       ane_dtype from, size_t n);
 

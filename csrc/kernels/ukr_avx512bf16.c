@@ -3,10 +3,6 @@
 #if defined(__AVX512BF16__) || defined(ANE_EMULATE_AVX512)
 #include "pairs_avx512.h"
 
-#if defined(ANE_EMULATE_AVX512)
-#include "../../tests/emulate_avx512.h"
-#endif
-
 #include "tables.h"
 
 PACK_PAIRS(pack_12, halves_bf16, 12, false)

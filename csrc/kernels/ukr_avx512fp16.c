@@ -11,10 +11,6 @@
 #if defined(__AVX512FP16__) || defined(ANE_EMULATE_AVX512)
 #include "pairs_avx512.h"
 
-#if defined(ANE_EMULATE_AVX512)
-#include "../../tests/emulate_avx512.h"
-#endif
-
 #include "tables.h"
 
 #define CHUNK 128

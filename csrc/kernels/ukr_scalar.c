@@ -7,6 +7,8 @@
 #define PEAK_CHAINS 8
 #include "body_gemm.h"
 
+#include "body_attention.h"
+
 #include "tables.h"
 
 PACK(pack_4, 4)
@@ -34,5 +36,6 @@ static const ane_gemm_entry entries[] = {
 const ane_kernels ane_kernels__scalar = {
     .name = ISA_NAME, .entries = entries, .n_entries = 1, .vec = &vec_table,
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
-    .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .attn_forward = attn_forward, .attn_rescale = attn_rescale,
+    .attn_backward = attn_backward, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };

@@ -352,6 +352,64 @@ static PyObject *py_parallel(PyObject *self, PyObject *args) {
     return Py_BuildValue("(Ni)", out, c.top);
 }
 
+/* [batch, heads, positions, channels], any strides. */
+static int mat4_of(PyObject *obj, ane_mat4 *out, int64_t *dims) {
+    if (!PyArray_Check(obj) || PyArray_NDIM((PyArrayObject *)obj) != 4) {
+        PyErr_SetString(PyExc_TypeError, "expected a 4-D ndarray");
+        return -1;
+    }
+    PyArrayObject *a = (PyArrayObject *)obj;
+    out->data = PyArray_DATA(a);
+    for (int i = 0; i < 4; i++) {
+        out->s[i] = PyArray_STRIDE(a, i);
+        dims[i] = PyArray_DIM(a, i);
+    }
+    if (PyArray_TYPE(a) == NPY_BOOL) {
+        out->dtype = ANE_BOOL;
+        return 0;
+    }
+    return float_type(a, &out->dtype);
+}
+
+/* attention(table, q, k, v, out, scale, causal, mask, lse[, dout, dq, dk, dv]) */
+static PyObject *py_attention(PyObject *self, PyObject *args) {
+    const char *table;
+    PyObject *o[6], *lse, *grads[4] = {NULL, NULL, NULL, NULL};
+    float scale;
+    int causal;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "sOOOOfpOO|OOOO", &table, &o[0], &o[1], &o[2], &o[3], &scale,
+                          &causal, &o[4], &lse, &grads[0], &grads[1], &grads[2], &grads[3]))
+        return NULL;
+    const ane_kernels *t = table_of(table);
+    if (!t) return NULL;
+    ane_attention_args a = {.scale = scale, .causal = causal != 0};
+    ane_mat4 mask;
+    int64_t dq[4], dk[4], dv[4], unused[4];
+    if (mat4_of(o[0], &a.q, dq) || mat4_of(o[1], &a.k, dk) || mat4_of(o[2], &a.v, dv) ||
+        mat4_of(o[3], &a.out, unused) || (o[4] != Py_None && mat4_of(o[4], &mask, unused)))
+        return NULL;
+    if (o[4] != Py_None) a.mask = &mask;
+    a.batch = dq[0], a.heads = dq[1], a.kv_heads = dk[1];
+    a.q_len = dq[2], a.k_len = dk[2], a.qk_dim = dq[3], a.v_dim = dv[3];
+    if (lse != Py_None) a.lse = PyArray_DATA((PyArrayObject *)lse);
+    ane_attention_grad_args g = {.fwd = &a};
+    ane_error err = {0};
+    ane_status st;
+    if (grads[3] && (mat4_of(grads[0], &g.dout, unused) || mat4_of(grads[1], &g.dq, unused) ||
+                     mat4_of(grads[2], &g.dk, unused) || mat4_of(grads[3], &g.dv, unused)))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    if (grads[3]) st = ANE_INTERNAL(ane_attention_grad_with)(t, &g, &err);
+    else st = ANE_INTERNAL(ane_attention_with)(t, &a, &err);
+    Py_END_ALLOW_THREADS
+    if (st) {
+        PyErr_SetString(PyExc_ValueError, err.message);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_peak(PyObject *self, PyObject *args) {
     const char *table;
     double seconds = 1e-3, rate;
@@ -379,6 +437,9 @@ static PyMethodDef methods[] = {
     {"vec", py_vec, METH_VARARGS,
      PyDoc_STR("vec(table, name, y, x, b=None, s=0.0, t=0.0) -> float or None")},
     {"vec_names", py_vec_names, METH_NOARGS, PyDoc_STR("vec_names() -> (unary, binary)")},
+    {"attention", py_attention, METH_VARARGS,
+     PyDoc_STR("attention(table, q, k, v, out, scale, causal, mask, lse[, dout, dq, dk, dv])"
+               "\n\nForward; with four more arrays the gradient.")},
     {"peak", py_peak, METH_VARARGS, PyDoc_STR("peak(table, seconds=1e-3) -> GFLOP/s")},
     {"parallel", py_parallel, METH_VARARGS,
      PyDoc_STR("parallel(n, depth=0) -> (runs per i, largest worker index)")},
