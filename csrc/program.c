@@ -425,6 +425,8 @@ static ane_status run_with(ane_request *r, const ane_run_options *opts, bool pro
                                r->extent[2 * i + 1] - r->extent[2 * i], err);
         if (st) ane_error_prefix(err, "[run] input %s: ", k->in[i].name);
     }
+    if (!st && (st = ane_program_check_data(k->program, err)))
+        ane_error_prefix(err, "[run] constants: ");
     if (!st) st = ane_run_check(err);
     if (!st) st = k->backend->run(r->binding, opts, profile, err);
     mark_outputs(r, st ? err->message : NULL);

@@ -305,6 +305,22 @@ def test_every_entry_raises_after_a_change(tmp_path, change, word):
     assert list(w) == ["a", "b"] and w.info("a")["shape"] == (40_000,)
 
 
+def test_a_run_raises_when_its_constants_were_cut(tmp_path):
+    path = tmp_path / "w.bin"
+    path.write_bytes(weights.build_blob_fp16(np.ones(40_000, "f2")))
+    k = anetorch.compile(
+        "program(1.3) { func main<ios18>(tensor<fp16, [40000]> x) {"
+        " tensor<fp16, [40000]> w = const()[name = string(\"w\"), val = tensor<fp16, [40000]>("
+        "BLOBFILE(path = string(\"@model_path/w.bin\"), offset = uint64(64)))];"
+        " tensor<fp16, [40000]> y = add(x = x, y = w)[name = string(\"y\")]; } -> (y); }",
+        weights=str(tmp_path))
+    x = np.ones(40_000, "f2")
+    assert np.asarray(k(x))[-1] == 2
+    os.truncate(path, 5000)
+    with pytest.raises(RuntimeError, match=r"\[run\] constants: the file '.*w\.bin' was truncated"):
+        k(x)
+
+
 def test_deleting_or_moving_is_no_change(tmp_path):
     path, w, _, _ = mapped(tmp_path)
     path.rename(tmp_path / "moved")

@@ -51,6 +51,10 @@ double ane_const_f64(const ane_const *c, int64_t i);
 int64_t ane_const_i64(const ane_const *c, int64_t i);
 bool ane_const_equal(const ane_const *a, const ane_const *b);
 
+/* ane_surface_check of everything that constants view: a weight file that was cut or
+ * replaced since it was mapped is found before a run reads it. */
+ane_status ane_program_check_data(const ane_program *p, ane_error *err);
+
 /* ---------------------------------------------------------------- graph */
 
 struct ane_value {

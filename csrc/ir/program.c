@@ -89,6 +89,14 @@ ane_status ane__own_surface(ane_program *p, ane_surface *s, ane_error *err) {
     return ANE_OK;
 }
 
+ane_status ane_program_check_data(const ane_program *p, ane_error *err) {
+    const struct ane_program_impl *m = p->impl;
+    ane_status st = ANE_OK;
+    for (size_t i = 0; i < m->n_surfaces && !st; i++)
+        st = ane_surface_check(m->surfaces[i], 0, ane_surface_bytes(m->surfaces[i]), err);
+    return st;
+}
+
 /* ---------------------------------------------------------------- ids */
 
 ane_status ane__id_reserve(ane_program *p, size_t more, ane_error *err) {
