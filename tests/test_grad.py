@@ -142,6 +142,22 @@ CASES = [
     *[nary("scatter_along_axis", lambda d, u, m=m: ops.scatter_along_axis(
         data=d, indices=np.array([[3, 0, 1], [1, 2, 0]], np.int32), updates=u, axis=0, mode=m), d=(4, 3), u=(2, 3))
       for m in ("add", "update")],
+    # convolution and pooling: strides that leave columns unread, dilation, groups, 1 to 3 dims
+    nary("conv", lambda x, w, b: ops.conv(x=x, weight=w, bias=b, strides=[2, 1], pad_type="custom", pad=[1, 0, 2, 1]),
+         x=(2, 3, 6, 5), w=(4, 3, 3, 2), b=(4,)),
+    nary("conv", lambda x, w: ops.conv(x=x, weight=w, strides=[2, 3], pad_type="custom", pad=[1, 1, 2, 2]),
+         x=(1, 2, 6, 6), w=(3, 2, 3, 2)),
+    nary("conv", lambda x, w: ops.conv(x=x, weight=w, strides=[3], pad_type="valid"), x=(2, 3, 9), w=(4, 3, 2)),
+    nary("conv", lambda x, w: ops.conv(x=x, weight=w, strides=[2, 2], pad_type="same", groups=2),
+         x=(2, 4, 5, 6), w=(6, 2, 3, 3)),
+    nary("conv", lambda x, w: ops.conv(x=x, weight=w, pad_type="same_lower"), x=(1, 2, 3, 4, 3), w=(3, 2, 2, 2, 2)),
+    nary("conv", lambda x: ops.conv(x=x, weight=_F[:4, :4].reshape(4, 2, 2, 1), dilations=[2, 1], groups=2,
+         pad_type="valid"), x=(2, 4, 5, 3)),
+    *[nary("avg_pool", lambda x, e=e: ops.avg_pool(x=x, kernel_sizes=[3, 2], strides=[2, 2], pad_type="custom",
+           pad=[1, 1, 0, 1], exclude_padding_from_average=e), x=(2, 3, 6, 5)) for e in (False, True)],
+    nary("crop", lambda x: ops.crop(x=x, crop_height=[1, 0], crop_width=[1, 2]), x=(1, 2, 4, 5)),
+    nary("pixel_shuffle", lambda x: ops.pixel_shuffle(x=x, upscale_factor=2), x=(1, 8, 2, 3)),
+    nary("pixel_unshuffle", lambda x: ops.pixel_unshuffle(x=x, downscale_factor=np.uint32(2)), x=(1, 2, 4, 6)),
     nary("slice_update", lambda x, u: ops.slice_update(x=x, update=u, begin=[1, 0], end=[3, 4], stride=[1, 2]),
          x=(4, 5), u=(2, 2)),
 ]  # fmt: skip

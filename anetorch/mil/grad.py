@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from anetorch.mil import ops
-from anetorch.mil import rules_elementwise as _rules_elementwise  # noqa: F401  (registers)
+from anetorch.mil import rules_conv as _rules_conv  # noqa: F401  (registers)
+from anetorch.mil import rules_elementwise as _rules_elementwise  # noqa: F401
 from anetorch.mil import rules_matmul as _rules_matmul  # noqa: F401
 from anetorch.mil import rules_reduce as _rules_reduce  # noqa: F401
 from anetorch.mil import rules_shape as _rules_shape  # noqa: F401
