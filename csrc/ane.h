@@ -227,6 +227,10 @@ ANE_API void ane_tensor_extent(const ane_tensor *t, size_t *lo, size_t *hi);
  * the two are the same view. */
 ANE_API ane_status ane_tensor_copy(const ane_tensor *dst, const ane_tensor *src,
                                    ane_error *err);
+/* A row-major tensor of its own with src's shape, dtype and values; the caller holds the
+ * surface's reference. */
+ANE_API ane_status ane_tensor_create_like(ane_memory kind, const ane_tensor *src,
+                                          const char *name, ane_tensor *out, ane_error *err);
 /* Whether every element lies inside the surface, for views made by hand. */
 ANE_API ane_status ane_tensor_check(const ane_tensor *t, ane_error *err);
 /* Whether two views share a byte; may say yes for interleaved views that do not. */

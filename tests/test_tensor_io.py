@@ -242,3 +242,43 @@ def test_opposite_copies_do_not_deadlock():
 
 def test_public_names():
     assert anetorch.to_fp16 is to_fp16 and anetorch.gqa_reduce is gqa_reduce
+
+
+# ---------------------------------------------------------------- any copy against NumPy
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_copies(seed):
+    rng = np.random.default_rng(seed)
+    names = ["bool", "int8", "uint8", "int16", "int32", "int64", "uint64", "float16", "float32",
+             "float64"]
+    for _ in range(12):
+        rank = int(rng.integers(0, 6))
+        shape = [int(n) for n in rng.choice([1, 2, 3, 4, 5, 8, 16, 33, 70], rank)]
+        while np.prod(shape) > 60_000:
+            shape[int(np.argmax(shape))] //= 2
+        src_type, dst_type = rng.choice(names), rng.choice(names)
+        if rng.integers(0, 3) == 0:
+            dst_type = src_type
+
+        def strided(dtype, values, shape=shape, rank=rank):
+            """An array of this shape inside a larger one, axes shuffled, steps and signs random."""
+            order, steps = rng.permutation(rank), rng.choice([1, 1, 2, 3, -1, -2], rank)
+            room = [shape[a] * abs(int(steps[a])) + int(rng.integers(0, 3)) for a in order]
+            base = np.empty(room, dtype)
+            base[...] = values(room)
+
+            def pick(x):
+                view = x[(*(slice(None, None, int(steps[a])) for a in order), ...)]
+                view = view.transpose(np.argsort(order)) if rank else view
+                return view[(*(slice(0, n) for n in shape), ...)]
+
+            inside = np.zeros(base.shape, bool)
+            pick(inside)[...] = True
+            return base, pick(base), inside
+
+        _, src, _ = strided(src_type, lambda room: rng.integers(0, 100, room))
+        base, dst, inside = strided(dst_type, lambda room: 7)
+        before = base.copy()
+        Tensor.wrap(dst).copy_(src)
+        np.testing.assert_array_equal(dst, src.astype(dst_type))
+        np.testing.assert_array_equal(base[~inside], before[~inside])

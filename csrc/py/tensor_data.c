@@ -18,8 +18,15 @@ METHOD(ane_py_tensor_from_numpy) {
     ane_tensor src, dst;
     PyObject *owner, *out = NULL;
     if (ane_py_view(st, obj, -1, "from_numpy", &src, &owner) < 0) return NULL;
-    if (ane_py_alloc(st, memory, src.dtype, src.rank, src.shape, 0, name, &dst) == 0) {
-        if (ane_py_copy(st, &dst, &src) == 0) out = ane_py_tensor_make(type, st, &dst);
+    ane_error err = {0};
+    ane_status status;
+    Py_BEGIN_ALLOW_THREADS              /* owner holds the source */
+    status = ane_tensor_create_like(memory, &src, name, &dst, &err);
+    Py_END_ALLOW_THREADS
+    if (status) {
+        ane_py_raise(st, &err);
+    } else {
+        out = ane_py_tensor_make(type, st, &dst);
         if (out) ANE_TENSOR(out)->owns = true;
         ane_surface_release(dst.surface);
     }

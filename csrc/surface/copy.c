@@ -12,6 +12,8 @@
 /* Elements of a tile's edge when the source runs across, and of a tile altogether. */
 #define EDGE 32
 #define TILE (EDGE * EDGE)
+/* Elements from which a row pays for a call of its own. */
+#define LONG_ROW 32
 /* Bytes of one unit of work, and the most jobs a copy is cut into. */
 #define UNIT_BYTES ((size_t)64 << 10)
 #define MAX_JOBS 64
@@ -53,14 +55,19 @@ typedef struct plan {
         }                                                                                \
     }
 
-/* Moves an ni x nj block of elements of 1, 2, 4 or 8 bytes. */
+typedef struct bytes16 {
+    uint64_t a, b;
+} bytes16;
+
+/* Moves an ni x nj block of elements of 1, 2, 4, 8 or 16 bytes. */
 static void move(unsigned char *dst, int64_t dsi, int64_t dsj, const unsigned char *src,
                  int64_t ssi, int64_t ssj, int64_t ni, int64_t nj, size_t unit) {
     switch (unit) {
     case 1: STRIDED(uint8_t); break;
     case 2: STRIDED(uint16_t); break;
     case 4: STRIDED(uint32_t); break;
-    default: STRIDED(uint64_t); break;
+    case 8: STRIDED(uint64_t); break;
+    default: STRIDED(bytes16); break;
     }
 }
 
@@ -74,7 +81,11 @@ static void tile(const plan *p, unsigned char *dst, const unsigned char *src, in
     }
     uint64_t from[TILE], to[TILE];
     move((unsigned char *)from, nj * su, su, src, p->ss[i], p->ss[j], ni, nj, p->su);
-    if (p->ds[j] == du) {
+    if (p->ds[j] == du && p->ds[i] == nj * du) {
+        p->convert(dst, from, (size_t)(ni * nj));
+        return;
+    }
+    if (p->ds[j] == du && nj >= LONG_ROW) {
         for (int64_t k = 0; k < ni; k++)
             p->convert(dst + k * p->ds[i], (unsigned char *)from + k * nj * su, (size_t)nj);
         return;
@@ -87,7 +98,7 @@ static void run_block(const plan *p, unsigned char *dst, const unsigned char *sr
                       int64_t ni, int64_t nj) {
     int i = p->rank - 2, j = p->rank - 1;
     if (p->ds[j] == (int64_t)p->du && p->ss[j] == (int64_t)p->su &&
-        (p->convert || (size_t)nj * p->su >= 16)) {
+        nj >= LONG_ROW) {
         for (int64_t k = 0; k < ni; k++, dst += p->ds[i], src += p->ss[i])
             if (p->convert) p->convert(dst, src, (size_t)nj);
             else memcpy(dst, src, (size_t)nj * p->su);
@@ -169,6 +180,18 @@ static void collapse(plan *p, const ane_tensor *dst, const ane_tensor *src) {
     if (p->rank) p->rank = out + 1;
 }
 
+/* Short runs that are adjacent on both sides move as one wider element. */
+static void widen(plan *p) {
+    while (p->rank && !p->convert) {
+        int k = p->rank - 1;
+        size_t wide = p->du * (size_t)p->n[k];
+        bool fits = p->n[k] <= 16 && (wide == 2 || wide == 4 || wide == 8 || wide == 16);
+        if (!fits || p->ds[k] != (int64_t)p->du || p->ss[k] != (int64_t)p->su) return;
+        p->du = p->su = wide;
+        p->rank--;
+    }
+}
+
 static void set_blocks(plan *p, int64_t count) {
     int i = p->rank - 2, j = p->rank - 1;
     int64_t wide = (int64_t)(p->du > p->su ? p->du : p->su);
@@ -204,6 +227,9 @@ void ane__copy_unchecked(const ane_tensor *dst, const ane_tensor *src,
               .du = ane_dtype_size(dst->dtype), .su = ane_dtype_size(src->dtype),
               .convert = convert};
     collapse(&p, dst, src);
+    widen(&p);
+    count = 1;
+    for (int a = 0; a < p.rank; a++) count *= p.n[a];
     while (p.rank < 2) {                /* in front: leaves j where it is */
         memmove(p.n + 1, p.n, sizeof p.n - sizeof *p.n);
         memmove(p.ds + 1, p.ds, sizeof p.ds - sizeof *p.ds);
