@@ -153,6 +153,110 @@ def test_a_norm_is_one_reduction_and_one_chain() -> None:
     np.testing.assert_allclose(np.asarray(k(x, g)), want, rtol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize(("shape", "axis", "n"), [((7, 5), 0, 3), ((4, 6, 3), 1, 9), ((2, 3, 300), 0, 40), ((9,), 0, 5)])
+def test_gather_and_scatter_along_an_axis(dtype: str, shape: tuple[int, ...], axis: int, n: int) -> None:
+    rng = np.random.default_rng(len(shape) + n)
+    x = rng.standard_normal(shape).astype(NP[dtype])
+    idx = rng.integers(-shape[axis], shape[axis], n).astype(np.int32)
+    rows = shape[:axis] + (n,) + shape[axis + 1:]
+    u = rng.standard_normal(rows).astype(NP[dtype])
+    along = rng.integers(0, shape[axis], rows).astype(np.int32)
+    params = (f"tensor<{dtype}, {list(shape)}> x, tensor<int32, [{n}]> i, tensor<{dtype}, {list(rows)}> u, "
+              f"tensor<int32, {list(rows)}> a")
+    body = f'''int32 ax = const()[name = string("ax"), val = int32({axis})];
+        string add = const()[name = string("add"), val = string("add")];
+        string put = const()[name = string("put"), val = string("update")];
+        {BOOL}
+        tensor<{dtype}, {list(rows)}> g = gather(x = x, indices = i, axis = ax, batch_dims = zero, validate_indices = no);
+        tensor<{dtype}, {list(rows)}> ga = gather_along_axis(x = x, indices = a, axis = ax, validate_indices = no);
+        tensor<{dtype}, {list(shape)}> s = scatter(data = x, indices = i, updates = u, axis = ax, mode = add, validate_indices = no);
+        tensor<{dtype}, {list(shape)}> p = scatter(data = x, indices = i, updates = u, axis = ax, mode = put, validate_indices = no);
+        tensor<{dtype}, {list(shape)}> sa = scatter_along_axis(data = x, indices = a, updates = u, axis = ax, mode = add, validate_indices = no);'''
+    body = 'int32 zero = const()[name = string("zero"), val = int32(0)]; ' + body
+    k = kernel_of(body, params, "g, ga, s, p, sa")
+    req = k.bind([x, idx, u, along])
+    assert not any(s["kernel"] == "reference" for s in req.profile())
+    got = {name: np.asarray(t) for name, t in req.outputs.items()}
+    np.testing.assert_array_equal(got["g"], np.take(x, idx, axis))
+    np.testing.assert_array_equal(got["ga"], np.take_along_axis(x, along, axis))
+    put, add = x.copy(), x.astype(np.float64)
+    mag = np.abs(add)
+    for j, i in enumerate(idx):
+        at = (slice(None),) * axis
+        put[at + (i,)] = u[at + (j,)]
+        add[at + (i,)] += u[at + (j,)]
+        mag[at + (i,)] += np.abs(u[at + (j,)].astype(np.float64))
+    np.testing.assert_array_equal(got["p"], put)
+    unit = 2.0**-11 if dtype == "fp16" else 2.0**-24
+    assert (np.abs(got["s"] - add) <= (n + 1) * unit * mag).all()      # one rounding per update
+    add, mag = x.astype(np.float64), np.abs(x.astype(np.float64))
+    for at in np.ndindex(*rows):
+        to = at[:axis] + (int(along[at]),) + at[axis + 1:]
+        add[to] += float(u[at])
+        mag[to] += abs(float(u[at]))
+    assert (np.abs(got["sa"] - add) <= (n + 1) * unit * mag).all()
+
+
+def test_an_index_out_of_range_raises_and_invalidates() -> None:
+    k = kernel_of(
+        BOOL + """int32 ax = const()[name = string("ax"), val = int32(0)];
+        bool yes = const()[name = string("yes"), val = bool(true)];
+        tensor<fp32, [2]> y = gather(x = x, indices = i, axis = ax, batch_dims = ax, validate_indices = yes);""",
+        "tensor<fp32, [4]> x, tensor<int32, [2]> i", "y")
+    i = np.array([3, 4], np.int32)
+    req = k.bind([np.arange(4, dtype=np.float32), i])
+    with pytest.raises(IndexError, match="index 4 is out of range for a dimension of 4"):
+        req.run()
+    with pytest.raises(RuntimeError):
+        req.outputs["y"].numpy()
+    i[1] = 0
+    req.run()
+    np.testing.assert_array_equal(req.outputs["y"].numpy(), [3, 0])
+
+
+def test_scattering_into_an_accumulator_copies_nothing() -> None:
+    k = kernel_of(
+        BOOL + """int32 ax = const()[name = string("ax"), val = int32(0)];
+        string add = const()[name = string("add"), val = string("add")];
+        tensor<fp32, [50, 3]> y = scatter(data = d, indices = i, updates = u, axis = ax, mode = add, validate_indices = no);""",
+        "tensor<fp32, [50, 3]> d, tensor<int32, [4]> i, tensor<fp32, [4, 3]> u", "y")
+    d = anetorch.Tensor((50, 3))
+    req = k.bind([d, np.array([7, 0, 7, 49], np.int32), np.ones((4, 3), np.float32)], d)
+    for n in (1, 2):
+        req.run()
+        want = np.zeros((50, 3))
+        want[[0, 49]], want[7] = n, 2 * n
+        np.testing.assert_array_equal(d.numpy(), want)
+    assert req.memory()["scratch"] == 0
+
+
+def test_constants_are_folded_and_fills_spread() -> None:
+    k = kernel_of(
+        """tensor<fp32, [3]> c = const()[name = string("c"), val = tensor<fp32, [3]>([1, 4, 9])];
+        tensor<fp32, [3]> r = sqrt(x = c); tensor<int32, [2]> n = const()[name = string("n"), val = tensor<int32, [2]>([2, 1])];
+        fp32 v = const()[name = string("v"), val = fp32(0.5)];
+        tensor<int32, [2]> s = const()[name = string("s"), val = tensor<int32, [2]>([4, 3])];
+        tensor<fp32, [4, 3]> f = fill(shape = s, value = v);
+        tensor<fp32, [4, 3]> t = tile(x = x, reps = n); tensor<fp32, [4, 3]> a = mul(x = t, y = r);
+        tensor<fp32, [4, 3]> y = add(x = a, y = f);""", "tensor<fp32, [2, 3]> x", "y")
+    assert steps(k) == ["copy", "mul+add"]
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(np.asarray(k(x)), np.tile(x, (2, 1)) * [1, 2, 3] + 0.5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (33, 65), (200, 3), (3, 5, 70), (64, 2, 40)])
+@pytest.mark.parametrize("dtype", ["fp16", "fp32", "int32", "bool"])
+def test_transposed_copies(dtype: str, shape: tuple[int, ...]) -> None:
+    perm = tuple(range(len(shape)))[::-1]
+    k = kernel_of(
+        f"""tensor<int32, [{len(shape)}]> p = const()[name = string("p"), val = tensor<int32, [{len(shape)}]>({list(perm)})];
+        tensor<{dtype}, {list(shape[::-1])}> y = transpose(x = x, perm = p);""", f"tensor<{dtype}, {list(shape)}> x", "y")
+    x = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 1000, shape)
+    x = x.astype({"int32": np.int32, "bool": np.bool_, **NP}[dtype])
+    np.testing.assert_array_equal(np.asarray(k(x)), x.transpose(perm))
+
+
 def test_scratch_is_reused() -> None:
     body = "".join(f"tensor<fp32, [64, 64]> v{i + 1} = matmul(x = v{i}, y = v{i}, transpose_x = no, "
                    "transpose_y = no);" for i in range(10))

@@ -25,12 +25,31 @@ static void destroy(void *exe) {
     ane_free(e);
 }
 
+/* Ops that nothing here can run are refused now, not at the first run. */
+static ane_status check_ops(const ane_block *b, ane_error *err) {
+    for (const ane_op *op = b->first; op; op = op->next) {
+        bool known = op->n_results > 0;
+        for (int i = 0; i < op->n_results && known; i++) known = op->results[i]->konst != NULL;
+        if (!known && !op->row->eval && !op->n_blocks)
+            return ane_fail_at(err, ANE_ERR_UNSUPPORTED, NULL, op->line, op->column,
+                               "[compile] op %s (line %d) has no implementation on the CPU "
+                               "device", op->row->name, op->line);
+        for (int i = 0; i < op->n_blocks; i++) {
+            ane_status st = check_ops(op->blocks[i], err);
+            if (st) return st;
+        }
+    }
+    return ANE_OK;
+}
+
 static ane_status compile(const ane_function *f, const ane_backend_options *opts, void **exe,
                           ane_error *err) {
     if (strcmp(opts->numerics, "ieee"))
         return ane_fail(err, ANE_ERR_UNSUPPORTED,
                         "[compile] numerics \"%s\" is not there yet; use \"ieee\"",
                         opts->numerics);
+    ane_status st = check_ops(f->body, err);
+    if (st) return st;
     cpu_exe *e = ane_calloc(1, sizeof *e);
     if (!e) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
     e->fn = f;
