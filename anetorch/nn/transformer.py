@@ -39,8 +39,10 @@ class Model:
         device: where projections, attention and feed-forward run; None is the CPU. Norms,
             loss and weight gradients always run on the CPU in fp32.
         precision: of products, "highest", "high" or "medium".
+        numerics: "ieee", or "ane" to round as the engine does.
         seed: of the random initialisation.
         training: without it there are no gradients and no saved activations.
+        params: another model's table to share; None makes and initialises one.
 
     Attributes:
         params: the parameter table; see `Parameters`.
