@@ -241,6 +241,50 @@ static void same_bits(const ane_kernels *t, const ane_kernels *ref) {
     }
 }
 
+/* Attention in exactly sized blocks, so that a sanitizer sees one element too far; with one
+ * key per query its result is that key's value, its gradient with respect to scores zero. */
+static void attentions(const ane_kernels *t) {
+    static const int64_t cases[][6] = {     /* heads, KV heads, queries, keys, dims */
+        {1, 1, 1, 1, 1, 1}, {4, 2, 35, 131, 13, 40}, {2, 1, 150, 150, 16, 7}, {3, 3, 5, 129, 33, 12},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const int64_t *x = cases[i];
+        int64_t heads[] = {x[0], x[1], x[1], x[0], x[0], x[0], x[1], x[1]};
+        int64_t lens[] = {x[2], x[3], x[3], x[2], x[2], x[2], x[3], x[3]};
+        int64_t dims[] = {x[4], x[4], x[5], x[5], x[5], x[4], x[4], x[5]};
+        ane_mat4 m[8];
+        for (int o = 0; o < 8; o++) {
+            size_t n = (size_t)(heads[o] * lens[o] * dims[o]);
+            bool wide = o >= 3;
+            m[o] = (ane_mat4){malloc(n * (wide ? 4 : 2)), wide ? ANE_F32 : ANE_F16,
+                              {0, 0, 0, wide ? 4 : 2}};
+            m[o].s[2] = dims[o] * m[o].s[3];
+            m[o].s[1] = lens[o] * m[o].s[2];
+            for (size_t e = 0; e < n; e++) put(m[o].data, m[o].dtype, e, normal());
+        }
+        float *lse = malloc((size_t)(x[0] * x[2]) * sizeof(float));
+        for (int causal = 0; causal < 2; causal++) {
+            ane_attention_args a = {
+                .batch = 1, .heads = x[0], .kv_heads = x[1], .q_len = x[2], .k_len = x[3],
+                .qk_dim = x[4], .v_dim = x[5], .q = m[0], .k = m[1], .v = m[2], .out = m[3],
+                .scale = 0.3f, .causal = causal, .lse = lse,
+            };
+            ane_attention_grad_args g = {&a, m[4], m[5], m[6], m[7]};
+            CHECK(!ane_attention_with(t, &a, NULL), "%s attention %zu", t->name, i);
+            CHECK(!ane_attention_grad_with(t, &g, NULL), "%s gradient %zu", t->name, i);
+            for (int o = 3; o < 8; o++)
+                for (int64_t e = 0; e < heads[o] * lens[o] * dims[o]; e++)
+                    CHECK(isfinite(((float *)m[o].data)[e]), "%s attention %zu, array %d at %lld",
+                          t->name, i, o, (long long)e);
+            if (x[3] == 1)
+                CHECK(value(m[3].data, ANE_F32, 0) == value(m[2].data, ANE_F16, 0) &&
+                      value(m[5].data, ANE_F32, 0) == 0, "%s: one key", t->name);
+        }
+        for (int o = 0; o < 8; o++) free(m[o].data);
+        free(lse);
+    }
+}
+
 /* ------------------------------------------------------------------ the pool */
 
 static void count(void *arg, size_t i) { ((int *)arg)[i]++; }
@@ -290,6 +334,7 @@ int main(void) {
         printf("%s\n", t->name);
         ane_set_num_threads(2, NULL);
         if (t->vec) {
+            attentions(t);
             conversions(t);
             vectors(t, scalar);
         }
