@@ -205,9 +205,32 @@ ane_status ane_kernel_infer(ane_kernel *k, const ane_tensor *inputs, size_t n_in
 
 /* ---------------------------------------------------------------- requests */
 
+/* Runs are serialised by a lock. The poll of a run may call anything, even a run of the same
+ * request, which would then wait for itself: the holder is known, and such a run fails. */
+typedef struct run_lock {
+    ane_mutex mutex;
+    _Atomic(const char *) holder;       /* `me` of the thread that holds it */
+} run_lock;
+
+static _Thread_local char me;
+
+static ane_status lock_run(run_lock *l, const char *what, ane_error *err) {
+    if (atomic_load_explicit(&l->holder, memory_order_relaxed) == &me)
+        return ane_fail(err, ANE_ERR_BUSY, "[run] this %s is being run by this very thread",
+                        what);
+    ane_mutex_lock(&l->mutex);
+    atomic_store_explicit(&l->holder, &me, memory_order_relaxed);
+    return ANE_OK;
+}
+
+static void unlock_run(run_lock *l) {
+    atomic_store_explicit(&l->holder, NULL, memory_order_relaxed);
+    ane_mutex_unlock(&l->mutex);
+}
+
 struct ane_request {
     atomic_int refs;
-    ane_mutex lock;
+    run_lock lock;
     ane_kernel *kernel;
     void *binding;
     ane_tensor *in, *out;
@@ -348,7 +371,7 @@ ane_status ane_request_create(ane_kernel *k, const ane_tensor *inputs, size_t n_
     ane_request *r = ane_calloc(1, sizeof *r);
     if (!r) return ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
     atomic_init(&r->refs, 1);
-    pthread_mutex_init(&r->lock, NULL);
+    pthread_mutex_init(&r->lock.mutex, NULL);
     r->kernel = ane_kernel_retain(k);
     r->in = ane_calloc(n_in, sizeof *r->in);
     r->out = ane_calloc(n_out, sizeof *r->out);
@@ -389,7 +412,7 @@ void ane_request_release(ane_request *r) {
     ane_free(r->out);
     ane_free(r->extent);
     ane_kernel_release(r->kernel);
-    pthread_mutex_destroy(&r->lock);
+    pthread_mutex_destroy(&r->lock.mutex);
     ane_free(r);
 }
 
@@ -418,8 +441,8 @@ static void mark_outputs(ane_request *r, const char *why) {
 static ane_status run_with(ane_request *r, const ane_run_options *opts, bool profile,
                            ane_error *err) {
     ane_kernel *k = r->kernel;
-    ane_status st = ANE_OK;
-    ane_mutex_lock(&r->lock);
+    ane_status st = lock_run(&r->lock, "request", err);
+    if (st) return st;
     for (size_t i = 0; i < k->n_in && !st; i++) {
         st = ane_surface_check(r->in[i].surface, r->extent[2 * i],
                                r->extent[2 * i + 1] - r->extent[2 * i], err);
@@ -430,7 +453,7 @@ static ane_status run_with(ane_request *r, const ane_run_options *opts, bool pro
     if (!st) st = ane_run_check(err);
     if (!st) st = k->backend->run(r->binding, opts, profile, err);
     mark_outputs(r, st ? err->message : NULL);
-    ane_mutex_unlock(&r->lock);
+    unlock_run(&r->lock);
     return st;
 }
 
@@ -490,7 +513,7 @@ void ane_request_memory(ane_request *r, ane_memory_info *info) {
 
 struct ane_pipeline {
     atomic_int refs;
-    ane_mutex lock;
+    run_lock lock;
     size_t n;
     ane_request *requests[];
 };
@@ -504,7 +527,7 @@ ane_status ane_pipeline_create(ane_request *const *requests, size_t n, ane_pipel
         p = ane_calloc(1, bytes);
     if (!p) return ane_fail(err, ANE_ERR_NOMEM, "[pipeline] out of memory");
     atomic_init(&p->refs, 1);
-    pthread_mutex_init(&p->lock, NULL);
+    pthread_mutex_init(&p->lock.mutex, NULL);
     p->n = n;
     for (size_t i = 0; i < n; i++) p->requests[i] = ane_request_retain(requests[i]);
     *out = p;
@@ -519,7 +542,7 @@ ane_pipeline *ane_pipeline_retain(ane_pipeline *p) {
 void ane_pipeline_release(ane_pipeline *p) {
     if (!p || atomic_fetch_sub(&p->refs, 1) > 1) return;
     for (size_t i = 0; i < p->n; i++) ane_request_release(p->requests[i]);
-    pthread_mutex_destroy(&p->lock);
+    pthread_mutex_destroy(&p->lock.mutex);
     ane_free(p);
 }
 
@@ -532,9 +555,13 @@ ane_status ane_pipeline_run(ane_pipeline *p, const ane_run_options *opts, ane_er
     ane_error local;
     ane_poll poll, *before = NULL;
     if (!err) err = &local;
-    ane_status st = begin_run(&opts, &poll, &before, err);
+    ane_status st = lock_run(&p->lock, "pipeline", err);
     if (st) return st;
-    ane_mutex_lock(&p->lock);
+    st = begin_run(&opts, &poll, &before, err);
+    if (st) {
+        unlock_run(&p->lock);
+        return st;
+    }
     size_t i = 0;
     while (i < p->n && !(st = run_with(p->requests[i], opts, false, err))) i++;
     if (st) {
@@ -542,12 +569,13 @@ ane_status ane_pipeline_run(ane_pipeline *p, const ane_run_options *opts, ane_er
         /* What the rest would have written is from an earlier run: nothing old may look
          * new. */
         for (size_t j = i + 1; j < p->n; j++) {
-            ane_mutex_lock(&p->requests[j]->lock);
-            mark_outputs(p->requests[j], err->message);
-            ane_mutex_unlock(&p->requests[j]->lock);
+            ane_request *r = p->requests[j];
+            if (lock_run(&r->lock, "request", NULL)) continue;
+            mark_outputs(r, err->message);
+            unlock_run(&r->lock);
         }
     }
-    ane_mutex_unlock(&p->lock);
+    unlock_run(&p->lock);
     (void)ane_poll_swap(before);
     return st;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -236,6 +237,52 @@ def test_an_interrupt_stops_a_run_within_50_ms_and_invalidates() -> None:
     assert late < 0.5
     with pytest.raises(RuntimeError):
         y.numpy()
+
+
+def test_a_signal_handler_may_run_other_requests_but_not_this_one() -> None:
+    req = slow(times=20).bind(np.zeros((700, 700), np.float32))
+    other = kernel_of("tensor<fp32, [3]> y = square(x = x);", "tensor<fp32, [3]> x").bind(
+        np.array([1, 2, 3], np.float32))
+    seen: list[str] = []
+
+    def handler(*_: object) -> None:
+        other.run()
+        with pytest.raises(BufferError, match="by this very thread"):
+            req.run()
+        seen.append("ran")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        req.run()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen == ["ran"]
+    np.testing.assert_array_equal(other.outputs["y"].numpy(), [1, 4, 9])
+    req.outputs["v20"].numpy()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+def test_a_forked_child_runs_kernels() -> None:
+    k = kernel_of("""tensor<fp32, [300, 300]> p = matmul(x = x, y = x, transpose_x = no, transpose_y = no);
+        tensor<fp32, [300, 300]> y = tanh(x = p);""", "tensor<fp32, [300, 300]> x")
+    x = np.full((300, 300), 1 / 300, np.float32)
+    want = np.asarray(k(x)).copy()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if np.array_equal(np.asarray(k(x)), want) else 1)
+        finally:
+            os._exit(2)
+    deadline = time.monotonic() + 60
+    while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            pytest.fail("the child hangs")
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(done[1]) == 0
 
 
 def test_another_thread_advances_during_a_run() -> None:

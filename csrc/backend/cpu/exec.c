@@ -18,7 +18,14 @@ typedef struct block {
 static ane_mutex pool_lock = ANE_MUTEX_INIT;
 static block *pool;                     /* ascending by size */
 
+/* A fork while another thread holds the lock would leave it held in the child. */
+static void before_fork(void) { ane_mutex_lock(&pool_lock); }
+static void after_fork(void) { ane_mutex_unlock(&pool_lock); }
+static void watch_forks(void) { (void)pthread_atfork(before_fork, after_fork, after_fork); }
+
 static block *take_block(size_t bytes) {
+    static ane_once once = ANE_ONCE_INIT;
+    (void)pthread_once(&once, watch_forks);
     ane_mutex_lock(&pool_lock);
     for (block **at = &pool; *at; at = &(*at)->next) {
         block *b = *at;
