@@ -97,7 +97,7 @@ ane_rt *ane_rt_tensor(ane_dtype dtype, int rank, const int64_t *shape) {
     r->kind = ANE_T_TENSOR;
     r->dtype = dtype;
     r->rank = rank;
-    memcpy(r->shape, shape, sizeof *shape * (size_t)rank);
+    if (rank) memcpy(r->shape, shape, sizeof *shape * (size_t)rank);
     r->count = (int64_t)(bytes / 8);
     r->refs = 1;
     if (dtype == ANE_STRING) r->strings = ane_calloc(bytes / 8, sizeof *r->strings);
