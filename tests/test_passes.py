@@ -257,6 +257,32 @@ def test_transposed_copies(dtype: str, shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(np.asarray(k(x)), x.transpose(perm))
 
 
+@pytest.mark.parametrize("prepack", [False, True])
+@pytest.mark.parametrize(("m", "k", "n"), [(40, 30, 50), (1, 30, 50), (40, 30, 1)])
+def test_constant_weights_are_packed_once(m: int, k: int, n: int, prepack: bool) -> None:
+    rng = np.random.default_rng(m + n)
+    w, x = (rng.standard_normal(s).astype(np.float32) for s in [(m, k), (k, n)])
+    p = _core.Program("1.3")
+    block, (xid,) = p.add_function("main", "ios18", [("x", ("tensor", "fp32", (k, n)))])
+    no = p.add_const(block, False)
+    y = p.add_op(block, "matmul", {"x": p.add_const(block, w), "y": xid, "transpose_x": no, "transpose_y": no})[1]
+    p.set_outputs(block, y)
+    kernel = anetorch.compile(p, prepack=prepack)
+    req = kernel.bind(x)
+    packs = m > 1 and n > 1
+    assert (req.memory()["packed"] > 0) == (packs and prepack)
+    want = Approx.exact(w, "fp32").matmul(Approx.exact(x, "fp32"), False, False)
+    plain = anetorch.compile(f"""program(1.3)
+    {{ func main<ios18>(tensor<fp32, [{m}, {k}]> w, tensor<fp32, [{k}, {n}]> x) {{ {BOOL}
+        tensor<fp32, [{m}, {n}]> y = matmul(x = w, y = x, transpose_x = no, transpose_y = no); }} -> (y); }}""")
+    for _ in range(2):
+        req.run()
+        (got,) = req.outputs.values()
+        check(got.numpy(), want, "packed")
+        np.testing.assert_array_equal(got.numpy(), np.asarray(plain(w, x)))    # the very same bits
+    assert (req.memory()["packed"] > 0) == packs
+
+
 def test_scratch_is_reused() -> None:
     body = "".join(f"tensor<fp32, [64, 64]> v{i + 1} = matmul(x = v{i}, y = v{i}, transpose_x = no, "
                    "transpose_y = no);" for i in range(10))

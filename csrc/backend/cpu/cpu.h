@@ -39,6 +39,15 @@ typedef struct ane_view {
 typedef struct ane_plan ane_plan;
 typedef struct ane_step ane_step;
 
+/* A constant operand of a product in the micro-kernel's own layout: made once per plan, at
+ * the first run or (prepack) at the first binding. */
+typedef struct ane_packed {
+    struct ane_packed *next;
+    atomic_int state;                   /* 0: none, 1: being made, 2: ready */
+    void *data;
+    size_t bytes;
+} ane_packed;
+
 /* One run in progress. */
 typedef struct ane_exec {
     const ane_plan *plan;
@@ -50,9 +59,12 @@ typedef struct ane_exec {
 } ane_exec;
 
 typedef ane_status ane_step_fn(ane_exec *ex, const ane_step *s, ane_error *err);
+/* Work that a step would do at its first run; may look at constants only. */
+typedef ane_status ane_prepare_fn(const ane_exec *ex, const ane_step *s, ane_error *err);
 
 struct ane_step {
     ane_step_fn *fn;
+    ane_prepare_fn *prepare;            /* NULL: nothing to prepare */
     const ane_op *op;                   /* the (last) op it computes; NULL: a copy */
     int n_out, n_in;
     ane_view *views;                    /* outputs, then inputs */
@@ -79,6 +91,8 @@ struct ane_plan {
     int n_steps, cap_steps;
     ane_step *steps;
     size_t scratch, values;             /* block bytes; the same without reuse */
+    bool prepack;
+    ane_packed *packed;
     int n_rts;                          /* island slots */
     int n_held, cap_held;               /* prebuilt constants of islands */
     ane_rt **held;

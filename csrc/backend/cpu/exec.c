@@ -96,6 +96,13 @@ ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *ou
             b->ex.base[i] = ane_tensor_data(&outputs[f->index]);
         if (f->kind == ANE_BUF_CONST) b->ex.base[i] = (char *)(uintptr_t)f->data;
     }
+    ane_status st = ANE_OK;
+    for (int i = 0; i < plan->n_steps && plan->prepack && !st; i++)
+        if (plan->steps[i].prepare) st = plan->steps[i].prepare(&b->ex, &plan->steps[i], err);
+    if (st) {
+        ane_cpu_unbind(b);
+        return st;
+    }
     *out = b;
     return ANE_OK;
 }
@@ -176,4 +183,6 @@ void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info) {
     }
     for (int i = 0; i < p->n_bufs; i++)
         if (p->bufs[i].kind == ANE_BUF_CONST) info->constants += p->bufs[i].bytes;
+    for (ane_packed *k = p->packed; k; k = k->next)
+        if (atomic_load(&k->state) == 2) info->packed += k->bytes;
 }

@@ -15,10 +15,43 @@ typedef struct product {
     int outer_rank;                     /* batch dims that one call cannot step through */
     int64_t outer[ANE_MAX_RANK], so[4][ANE_MAX_RANK];   /* c, a, b, residual */
     int64_t calls;
+    ane_packed *packed[2];              /* constant A and B; NULL: not kept packed */
 } product;
 
 /* Views of a step. */
 enum { C, A, B, R, BIAS, VIEWS };
+
+/* Whoever comes first packs; others meanwhile run from the operand itself. */
+static ane_status ensure_packed(const ane_gemm_args *args, int which, ane_packed *k,
+                                ane_error *err) {
+    int none = 0;
+    if (!atomic_compare_exchange_strong(&k->state, &none, 1)) return ANE_OK;
+    void *data = ane_aligned_alloc(k->bytes);
+    ane_status st = data ? ane_gemm_pack(args, which, data, err)
+                         : ane_fail(err, ANE_ERR_NOMEM,
+                                    "[run] out of memory for %zu bytes of packed weights",
+                                    k->bytes);
+    if (st) {
+        ane_aligned_free(data);
+        atomic_store(&k->state, 0);
+        return st;
+    }
+    k->data = data;
+    atomic_store_explicit(&k->state, 2, memory_order_release);
+    return ANE_OK;
+}
+
+static ane_status prepare_product(const ane_exec *ex, const ane_step *s, ane_error *err) {
+    const product *p = s->data;
+    ane_gemm_args args = p->args;
+    ane_status st = ANE_OK;
+    for (int i = 0; i < 2 && !st; i++) {
+        if (!p->packed[i]) continue;
+        (i ? &args.b : &args.a)->data = ane_at(ex, &s->views[i ? B : A]);
+        st = ensure_packed(&args, i, p->packed[i], err);
+    }
+    return st;
+}
 
 static ane_status run_product(ane_exec *ex, const ane_step *s, ane_error *err) {
     const product *p = s->data;
@@ -41,6 +74,13 @@ static ane_status run_product(ane_exec *ex, const ane_step *s, ane_error *err) {
         args.a.data = at[A] + off[A];
         args.b.data = at[B] + off[B];
         if (p->has_residual) residual.data = at[R] + off[R];
+        for (int k = 0; k < 2; k++) {
+            if (!p->packed[k]) continue;
+            ane_status st = ensure_packed(&args, k, p->packed[k], err);
+            if (st) return st;
+            if (atomic_load_explicit(&p->packed[k]->state, memory_order_acquire) == 2)
+                *(k ? &args.packed_b : &args.packed_a) = p->packed[k]->data;
+        }
         ane_status st = ane_gemm(&args, NULL, err);
         if (!st && i + 1 < p->calls) st = ane_run_check(err);
         if (st) return st;
@@ -241,6 +281,18 @@ ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group
     ane_gemm_args probe = p->args;
     ane_epilogue epi = p->epi;
     if (p->has_epilogue) probe.epilogue = &epi;
+    /* One row or column is not packed at all; batches are merged, which packing forbids. */
+    bool keeps = p->calls == 1 && p->args.batch == 1 && p->args.m > 1 && p->args.n > 1 && k > 0;
+    for (int i = 0; i < 2 && keeps; i++) {
+        if (pl->plan->bufs[(i ? b : a).buf].kind != ANE_BUF_CONST) continue;
+        ane_packed *kept = ane_arena_alloc(pl->plan->arena, sizeof *kept);
+        if (!kept) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+        kept->bytes = ane_gemm_pack_bytes(&probe, i);
+        if (!kept->bytes) continue;
+        kept->next = pl->plan->packed;
+        pl->plan->packed = p->packed[i] = kept;
+    }
+    s->prepare = prepare_product;
     s->data = p;
     s->label = ane_group_label(pl, g, grp);
     s->kernel = ane_gemm_name(&probe);

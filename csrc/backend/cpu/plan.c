@@ -344,6 +344,7 @@ ane_status ane_plan_create(const ane_function *f, const ane_backend_options *opt
         goto done;
     }
     atomic_init(&p->refs, 1);
+    p->prepack = opts->prepack;
     p->n_in = f->n_params;
     p->n_out = f->body->n_outputs;
     st = ane_function_for(f, inputs, &p->types, &p->program, err);
@@ -398,6 +399,7 @@ done:
 void ane_plan_release(ane_plan *p) {
     if (!p || atomic_fetch_sub(&p->refs, 1) > 1) return;
     for (int i = 0; i < p->n_held; i++) ane_rt_release(p->held[i]);
+    for (ane_packed *k = p->packed; k; k = k->next) ane_aligned_free(k->data);
     ane_free(p->held);
     ane_free(p->bufs);
     ane_free(p->steps);
