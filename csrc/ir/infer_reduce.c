@@ -104,7 +104,7 @@ ane_status ane__infer_l2_norm(ane_infer *in) {
 
 ane_status ane__infer_local_response_norm(ane_infer *in) {
     static const char *const names[] = {"size", "alpha", "beta", "k"};
-    ane_status st = ane__want_rank(in, "x", 3, 4);
+    ane_status st = ane__want_rank(in, "x", 3, 5);
     for (int i = 0; !st && i < 4; i++) st = ane__want_scalar(in, names[i]);
     if (!st && ane_op_i64(in->op, "size", 1) < 1)
         st = ane_infer_fail(in, ANE_ERR_INVALID, "'size' must be 1 or more, got %lld",
