@@ -2,6 +2,8 @@
  * with. */
 #include "impl.h"
 
+#include "../base/f16.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -39,7 +41,18 @@ int64_t ane_op_i64(const ane_op *op, const char *name, int64_t fallback) {
 
 double ane_op_f64(const ane_op *op, const char *name, double fallback) {
     const ane_const *c = scalar(op, name);
-    return c ? ane_const_f64(c, 0) : fallback;
+    if (!c) return fallback;
+    double v = ane_const_f64(c, 0);
+    if (c->type->dtype != ANE_F32 || ane_op_arg(op, name)) return v;
+    /* A default takes the dtype of the op's first float operand, as evaluation has it: the
+     * 1e-45 of log is 0 beside an fp16 x. */
+    for (int i = 0; i < op->row->n_params; i++) {
+        const ane_type *t = op->args[i].n ? op->args[i].v[0]->type : NULL;
+        if (!t || t->kind != ANE_T_TENSOR) continue;
+        if (t->dtype == ANE_F16) return (double)ane_f32_from_f16(ane_f16_from_f64(v));
+        if (t->dtype == ANE_F32) break;
+    }
+    return v;
 }
 
 bool ane_op_bool(const ane_op *op, const char *name, bool fallback) {
