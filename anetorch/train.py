@@ -239,8 +239,12 @@ def _run(trainer: Trainer, folder: RunFolder, corpus: Corpus, say: Callable[[str
         f"{'below' if loss <= bigram else 'above'} the bigram table, "
         f"after {time.monotonic() - began:.0f} s")
     say("the model writes:")
-    text = sample(trainer.model, trainer.vocab, b"\n", max_tokens=400).decode(errors="replace")
-    say(text.strip("\n"))
+    # A word to begin with: after an empty line comes, in documents, often a ruled one.
+    prompt = next((p for p in (b"The ", b"\n") if set(p) <= set(trainer.vocab.symbols)),
+                  trainer.vocab.symbols[:1])
+    new = sample(trainer.model, trainer.vocab, prompt, max_tokens=400)
+    text = (prompt + new).decode(errors="replace").strip("\n")
+    say(text)
     return Outcome(folder.path, trainer.step, loss, bigram, interrupted=False, text=text)
 
 
