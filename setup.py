@@ -25,7 +25,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 LIMITED_API = "0x030B0000"
-PUBLIC_HEADERS = ["ane.h"]      # below csrc/; installed as anetorch/include/NAME
+PUBLIC_HEADERS = ["ane.h", "bridge/ane_bridge.h"]   # below csrc/; installed as anetorch/include/NAME
 
 # Instruction-set files: suffix of the file name -> flags. A compiler that lacks a flag
 # drops the file, and `anetorch info` says so. Higher sets are switched off so that no

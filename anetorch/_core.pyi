@@ -1,6 +1,7 @@
 """Stub of the built extension. Each part of csrc/py has its section here."""
 
 import os
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict
@@ -381,3 +382,18 @@ class Pipeline:
     def __len__(self) -> int: ...
     @property
     def requests(self) -> tuple[Request, ...]: ...
+
+# ---------------------------------------------------------------- Core ML, lint
+
+def coreml_read(data: Any, filename: str = "<model>", weights: str | None = None,
+                allow_missing: bool = False, program_type: type[Program] = ...,
+                ) -> tuple[Program, dict[str, Any]]: ...
+def coreml_write(program: Program, fd: int, weight_path: str, description: bytes | None = None,
+                 ) -> bytes: ...
+def lint(program: Program, target: str | None = None, route: str = "inmemory",
+         ) -> list[dict[str, Any]]: ...
+def lint_rules() -> list[dict[str, Any]]: ...
+
+# ---------------------------------------------------------------- testing
+
+_testing: types.ModuleType      # the door to internals; no promise about what is inside

@@ -3,6 +3,7 @@ sdist takes longer and is .ci/run's business."""
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -32,7 +33,9 @@ def test_built_files_are_there() -> None:
     assert (BUILT / "_core.abi3.so").exists()
     assert [p.name for p in BUILT.glob("libanetorch.*")] in (["libanetorch.so.0"],
                                                              ["libanetorch.0.dylib"])
-    assert (BUILT / "include" / "ane.h").read_bytes() == (ROOT / "csrc" / "ane.h").read_bytes()
+    for header in ("ane.h", "bridge/ane_bridge.h"):
+        built = BUILT / "include" / Path(header).name
+        assert built.read_bytes() == (ROOT / "csrc" / header).read_bytes()
     assert (BUILT / "mil" / "ops.py").exists() or not GENERATED
 
 
@@ -64,6 +67,26 @@ def test_numpy_is_all_that_is_imported(tmp_path: Path) -> None:
             "print(sorted(found - {'anetorch'}))\n")
     done = python("-c", code, path=Path(anetorch.__file__).parents[1], cwd=tmp_path)
     assert done.stdout.strip() == "['numpy']", done.stdout + done.stderr
+
+
+def test_the_stub_lists_the_whole_extension() -> None:
+    """Every name and public member of _core, and none that is not there."""
+    declared: dict[str, set[str]] = {}
+    for node in ast.parse((ROOT / "anetorch" / "_core.pyi").read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            declared[node.name] = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+        elif isinstance(node, ast.FunctionDef):
+            declared[node.name] = set()
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            declared[node.target.id] = set()
+    names = {n for n in vars(_core) if not n.startswith("__")}
+    assert {n for n in declared if not n.startswith("_")} <= names
+    assert names <= set(declared)
+    for name in names:
+        thing = getattr(_core, name)
+        if isinstance(thing, type) and thing is not _core.MILError:
+            members = {n for n in vars(thing) if not n.startswith("_")}
+            assert members == {n for n in declared[name] if not n.startswith("_")}, name
 
 
 # ---------------------------------------------------------------- a clone
@@ -163,8 +186,8 @@ def test_wheel() -> None:
     path = Path(name)
     assert path.name.startswith(f"anetorch-{anetorch.__version__}-cp311-abi3-")
     names = set(zipfile.ZipFile(path).namelist())
-    for wanted in ("_core.abi3.so", "_core.pyi", "py.typed", "include/ane.h", "mil/ops.py",
-                   "mil/ops.pyi", "__main__.py"):
+    for wanted in ("_core.abi3.so", "_core.pyi", "py.typed", "include/ane.h", "include/ane_bridge.h",
+                   "mil/ops.py", "mil/ops.pyi", "__main__.py"):
         assert f"anetorch/{wanted}" in names, wanted
     assert sum(n.startswith("anetorch/libanetorch.") for n in names) == 1
     python_files = {p.relative_to(ROOT).as_posix() for p in (ROOT / "anetorch").rglob("*.py")}
