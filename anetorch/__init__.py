@@ -19,7 +19,7 @@ from anetorch._core import (
     to_fp16,
     to_fp32,
 )
-from anetorch import coreml
+from anetorch import coreml, lint
 from anetorch.coreml import Model, load
 from anetorch.runtime import (
     Device,

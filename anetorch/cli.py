@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
     def unknown(self, args: Sequence[str]) -> NoReturn:
         """For what parse_known_args left over."""
         first = args[0]
-        near = difflib.get_close_matches(first.split("=")[0], self._option_string_actions, 1)
+        near = difflib.get_close_matches(first.split("=")[0], self._option_string_actions, 1, 0.7)
         hint = f": did you mean {near[0]}?" if near else ""
         self.error(f"unknown argument {first}{hint}")
 

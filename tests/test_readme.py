@@ -34,9 +34,9 @@ def test_python_block_runs(where: str, code: str, tmp_path: Path, monkeypatch: p
     assert capsys.readouterr().out, "an example shows something"
 
 
-def test_the_three_examples_are_short() -> None:
+def test_the_examples_are_short() -> None:
     examples = [code for where, code in blocks("python") if where.startswith("README")]
-    assert len(examples) == 3
+    assert len(examples) >= 3
     for code in examples:
         assert len(code.splitlines()) <= 20
 

@@ -5,14 +5,13 @@
 
 #include <string.h>
 
-/* Holds the engine's place until backend/apple exists. */
+/* The engine's name is known, so that asking for it says why it is absent. */
 static bool apple_available(void) { return false; }
 static const char *apple_detail(void) {
 #if defined(__APPLE__)
-    return "not built: this version of anetorch has no Apple device yet";
+    return "this version of anetorch runs programs on the CPU device only";
 #else
-    return "absent: the Neural Engine is reached through macOS frameworks, and this is "
-           "not macOS";
+    return "the Neural Engine is reached through macOS frameworks, and this is not macOS";
 #endif
 }
 static const ane_backend apple = {
