@@ -21,6 +21,7 @@ from anetorch._core import (
 )
 from anetorch import coreml, lint
 from anetorch.coreml import Model, load
+from anetorch.lint import lint
 from anetorch.runtime import (
     Device,
     Difference,

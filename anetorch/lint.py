@@ -328,3 +328,7 @@ def report(findings: Sequence[Finding], form: str = "text", filename: str = "<mi
             } for f in findings],
         }],
     }, indent=2)
+
+
+# The package offers the function under the module's own name: what else it has comes along.
+lint.rules, lint.fix, lint.report = rules, fix, report      # type: ignore[attr-defined]

@@ -185,3 +185,8 @@ def test_weights_need_not_be_there():
     } -> (y);
 }"""
     assert {"ANE09", "ANE10"} <= ids(text)
+
+
+def test_the_package_offers_it():
+    assert anetorch.lint(CASES["ANE12"](), target="m4")
+    assert anetorch.lint.rules() == rules() and anetorch.lint.fix is fix
