@@ -77,6 +77,7 @@ class Checkpoint:
                 raise CheckpointError(str(e)) from None
 
     def close(self) -> None:
+        """Releases the file; its tensors must not be in use."""
         self.tensors.close()
 
     def __enter__(self) -> Checkpoint:

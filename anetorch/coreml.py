@@ -60,6 +60,7 @@ class Feature:
         return shape == self.shape
 
     def shapes_text(self) -> str:
+        """The shapes that are allowed, for messages."""
         if self.enumerated:
             return "one of " + ", ".join(map(str, self.enumerated))
         if self.ranges:
@@ -201,6 +202,10 @@ class Model:
     ``inputs``, ``outputs`` and ``states`` are :class:`Feature` by name; ``program`` is the
     :class:`anetorch.mil.Program`; ``functions`` lists the functions it holds; ``metadata`` has
     author, license, version and the user's own keys.
+
+    >>> model = Model(program)                  # a mil.Program     # doctest: +SKIP
+    >>> model.predict({"x": x})["y"]                                # doctest: +SKIP
+    >>> model.save("model.mlpackage")                               # doctest: +SKIP
     """
 
     def __init__(
@@ -583,7 +588,10 @@ def install(macos_version: tuple[int, ...] = (15, 5)) -> None:
 
 
 def uninstall() -> None:
-    """Undoes :func:`install`; does nothing when it was not called."""
+    """Undoes :func:`install`; does nothing when it was not called.
+
+    >>> anetorch.coreml.uninstall()                                     # doctest: +SKIP
+    """
     while _saved:
         module, name, value = _saved.pop()
         setattr(module, name, value)

@@ -40,22 +40,38 @@ def canonical(dtype: object) -> str:
 
 
 def itemsize(dtype: object) -> int:
-    """Bytes per element."""
+    """Bytes per element.
+
+    >>> itemsize("bf16")
+    2
+    """
     return DTYPES[canonical(dtype)][2]
 
 
 def mil_name(dtype: object) -> str:
-    """MIL's name: ``"fp16"`` for float16."""
+    """MIL's name.
+
+    >>> mil_name("float16")
+    'fp16'
+    """
     return DTYPES[canonical(dtype)][0]
 
 
 def is_float(dtype: object) -> bool:
-    """Whether the type is one of the floating-point ones."""
+    """Whether the type is one of the floating-point ones.
+
+    >>> is_float("f16"), is_float("int8")
+    (True, False)
+    """
     return canonical(dtype) in ("float16", "float32", "float64", "bfloat16")
 
 
 def numpy_dtype(dtype: object) -> np.dtype:
-    """The NumPy dtype; bfloat16 needs ml_dtypes."""
+    """The NumPy dtype; bfloat16 needs ml_dtypes.
+
+    >>> numpy_dtype("fp16")
+    dtype('float16')
+    """
     name = canonical(dtype)
     if name != "bfloat16":
         return np.dtype(name)

@@ -27,7 +27,11 @@ set_num_threads = _core.set_num_threads
 
 
 class Device(NamedTuple):
-    """A device of this machine: what it is, or why it is absent."""
+    """A device of this machine: what it is, or why it is absent.
+
+    >>> [d.name for d in anetorch.devices() if d.available]             # doctest: +SKIP
+    ['cpu']
+    """
 
     name: str
     available: bool
@@ -35,7 +39,11 @@ class Device(NamedTuple):
 
 
 class Port(NamedTuple):
-    """An input or output of a kernel. Unknown dimensions are None."""
+    """An input or output of a kernel. Unknown dimensions are None.
+
+    >>> [(p.name, p.dtype, p.shape) for p in kernel.inputs]             # doctest: +SKIP
+    [('x', 'float16', (1, 64, 1, 32))]
+    """
 
     name: str
     dtype: str
@@ -44,7 +52,12 @@ class Port(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The first value in which two kernels differ; see `compare`."""
+    """The first value in which two kernels differ; see `compare`.
+
+    >>> d = anetorch.compare(fused, plain, x)                           # doctest: +SKIP
+    >>> d.name, d.index, d.max_abs                                      # doctest: +SKIP
+    ('y', (0, 3, 0, 7), 0.00048828125)
+    """
 
     name: str
     index: tuple[int, ...]
@@ -86,7 +99,12 @@ if hasattr(os, "register_at_fork"):
 
 
 class Request(_core.Request):
-    """A kernel bound to its tensors; made by `Kernel.bind`."""
+    """A kernel bound to its tensors; made by `Kernel.bind`.
+
+    >>> request = kernel.bind({"x": x})                                 # doctest: +SKIP
+    >>> request.run()                                                   # doctest: +SKIP
+    >>> request.outputs["y"].numpy()                                    # doctest: +SKIP
+    """
 
     def run_async(self) -> Future[None]:
         """Runs in a background thread. The future's result is None or what `run` raises."""

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import anetorch
 # Modules whose examples are run. Packages of generated code are tested by their generator.
 MODULES = ["anetorch.env", "anetorch.data", "anetorch.progress", "anetorch.rundir",
            "anetorch._installed", "anetorch.weights", "anetorch.checkpoint",
-           "anetorch.optim", "anetorch.session", "anetorch.generate"]
+           "anetorch.optim", "anetorch.session", "anetorch.generate", "anetorch.dtypes",
+           "anetorch.surface_io"]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -40,3 +42,20 @@ def test_public_names_have_docstrings(name: str) -> None:
         thing = getattr(module, public)
         if inspect.isclass(thing) or inspect.isroutine(thing):
             assert inspect.getdoc(thing), f"{name}.{public} has no docstring"
+
+
+@pytest.mark.parametrize("name", [n for n in dir(anetorch) if not n.startswith("_")])
+def test_every_public_name_has_an_example(name: str, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of functions written in C are run here, others by their module."""
+    thing = getattr(anetorch, name)
+    if inspect.ismodule(thing):
+        return
+    text = inspect.getdoc(thing) or ""
+    assert ">>>" in text or "\n    " in text, f"anetorch.{name} shows no example"
+    if inspect.isbuiltin(thing) or name in ("MILError", "WeightFile"):
+        monkeypatch.chdir(tmp_path)
+        names = {n: getattr(anetorch, n) for n in dir(anetorch)}
+        test = doctest.DocTestParser().get_doctest(text, names | {"anetorch": anetorch, "np": np,
+                                                                  "sys": sys}, name, None, 0)
+        assert doctest.DocTestRunner(verbose=False).run(test).failed == 0

@@ -19,7 +19,14 @@ __all__ = ["attend", "attention", "causal_mask", "merge_heads", "probabilities",
 
 
 def split_heads(x: Value, head_dim: int, batch: int = 1, ratio: int = 1) -> Value:
-    """`[1, H*D, 1, B*T]` -> `[1, B*G, R*T, D]` with G = H/ratio, R = ratio."""
+    """`[1, H*D, 1, B*T]` -> `[1, B*G, R*T, D]` with G = H/ratio, R = ratio.
+
+    Example:
+        >>> p = mil.build(lambda q: split_heads(q, head_dim=4, batch=2, ratio=2),
+        ...               {"q": mil.spec((1, 16, 1, 10), "fp16")})
+        >>> p.outputs[0].shape
+        (1, 4, 10, 4)
+    """
     heads, seq = x.shape[1] // head_dim, x.shape[3] // batch
     h = ops.reshape(x=x, shape=[heads, head_dim, batch, seq])
     h = ops.transpose(x=h, perm=[2, 0, 3, 1])  # [B, H, T, D]
@@ -27,7 +34,14 @@ def split_heads(x: Value, head_dim: int, batch: int = 1, ratio: int = 1) -> Valu
 
 
 def merge_heads(x: Value, batch: int = 1, ratio: int = 1) -> Value:
-    """The inverse of `split_heads`: `[1, B*G, R*T, D]` -> `[1, H*D, 1, B*T]`."""
+    """The inverse of `split_heads`: `[1, B*G, R*T, D]` -> `[1, H*D, 1, B*T]`.
+
+    Example:
+        >>> p = mil.build(lambda x: merge_heads(x, batch=2, ratio=2),
+        ...               {"x": mil.spec((1, 4, 10, 4), "fp16")})
+        >>> p.outputs[0].shape
+        (1, 16, 1, 10)
+    """
     _, groups, rows, head_dim = x.shape
     heads, seq = groups // batch * ratio, rows // ratio
     h = ops.reshape(x=x, shape=[batch, heads, seq, head_dim])

@@ -13,7 +13,11 @@ __all__ = ["logits", "token_losses"]
 
 
 def logits(x: Value, w: Value) -> Value:
-    """x `[1, C, 1, N]`, classifier (or tied embedding) w `[V, C]` -> `[N, V]`."""
+    """x `[1, C, 1, N]`, classifier (or tied embedding) w `[V, C]` -> `[N, V]`.
+
+    Example:
+        >>> p = mil.build(logits, {"x": mil.spec((1, 8, 1, 5), "fp16"), "w": mil.spec((7, 8), "fp16")})
+    """
     return ops.matmul(x=columns(x), y=w, transpose_x=True, transpose_y=True)
 
 

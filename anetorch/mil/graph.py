@@ -82,6 +82,7 @@ class Value(_Handle):
 
     @property
     def rank(self) -> int:
+        """Number of dimensions."""
         return len(self.shape)
 
     @property
@@ -203,14 +204,17 @@ class Op(_Handle):
 
     @property
     def results(self) -> list[Value]:
+        """What it defines, in order."""
         return [Value(self.program, i) for i in self.info["results"]]
 
     @property
     def blocks(self) -> list[Block]:
+        """Nested blocks: the branches of a cond, the condition and body of a loop."""
         return [Block(self.program, i) for i in self.info["blocks"]]
 
     @property
     def block(self) -> Block:
+        """The block that holds it."""
         return Block(self.program, self.info["block"])
 
     @property
@@ -265,6 +269,7 @@ class Block(_Handle):
 
     @property
     def info(self) -> dict[str, Any]:
+        """The raw description from the C graph."""
         return self.program.block_info(self.id)
 
     @property
@@ -275,10 +280,12 @@ class Block(_Handle):
 
     @property
     def params(self) -> list[Value]:
+        """What the block is given when it runs."""
         return [Value(self.program, i) for i in self.info["params"]]
 
     @property
     def outputs(self) -> list[Value]:
+        """What it gives back; assignable."""
         return [Value(self.program, i) for i in self.info["outputs"]]
 
     @outputs.setter
@@ -310,18 +317,22 @@ class Function(_Handle):
 
     @property
     def body(self) -> Block:
+        """Its operations."""
         return Block(self.program, self.id)
 
     @property
     def inputs(self) -> list[Value]:
+        """Parameters, in declared order."""
         return self.body.params
 
     @property
     def outputs(self) -> list[Value]:
+        """What the body gives back."""
         return self.body.outputs
 
     @property
     def attrs(self) -> dict[str, Any]:
+        """Attributes of the function, by name."""
         return self.program.attrs(self.name)
 
     def __repr__(self) -> str:

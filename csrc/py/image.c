@@ -129,12 +129,15 @@ static PyObject *has_dma(PyObject *m, PyObject *u) { return (void)m, (void)u, pr
 
 static PyMethodDef functions[] = {
     {"is_iosurface_available", has_iosurface, METH_NOARGS,
-     PyDoc_STR("is_iosurface_available() -> bool\n\nFalse off macOS; never raises.")},
+     PyDoc_STR("is_iosurface_available() -> bool\n\nFalse off macOS; never raises.\n\n"
+               ">>> anetorch.is_iosurface_available() == (sys.platform == \"darwin\")\nTrue")},
     {"is_shm_available", has_shm, METH_NOARGS,
-     PyDoc_STR("is_shm_available() -> bool\n\nWhether mem=\"shm\" works.")},
+     PyDoc_STR("is_shm_available() -> bool\n\nWhether mem=\"shm\" works.\n\n"
+               ">>> mem = \"shm\" if anetorch.is_shm_available() else \"heap\"\n"
+               ">>> anetorch.Tensor((2, 3), mem=mem).memory == mem\nTrue")},
     {"is_dma_available", has_dma, METH_NOARGS,
      PyDoc_STR("is_dma_available() -> bool\n\nWhether a Linux dma-heap can be opened; never "
-               "raises.")},
+               "raises.\n\n>>> anetorch.is_dma_available() in (True, False)\nTrue")},
     {NULL, NULL, 0, NULL},
 };
 

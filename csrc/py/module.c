@@ -57,10 +57,12 @@ static PyMethodDef module_methods[] = {
     {"version", py_version, METH_NOARGS,
      PyDoc_STR("version() -> str\n\nVersion of the C library that is loaded.")},
     {"num_threads", py_num_threads, METH_NOARGS,
-     PyDoc_STR("num_threads() -> int\n\nThreads of the CPU device's pool.")},
+     PyDoc_STR("num_threads() -> int\n\nThreads of the CPU device's pool.\n\n"
+               ">>> anetorch.num_threads() >= 1\nTrue")},
     {"set_num_threads", py_set_num_threads, METH_O,
      PyDoc_STR("set_num_threads(n)\n\nSize of the CPU device's pool, 1 to 4096. Results "
-               "do not depend on it.\n\nRaises ValueError out of range.")},
+               "do not depend on it.\n\nRaises ValueError out of range.\n\n"
+               ">>> anetorch.set_num_threads(anetorch.num_threads())")},
     {"devices", py_devices, METH_NOARGS,
      PyDoc_STR("devices() -> list of (name, available, detail)")},
     {"isa_tables", py_isa_tables, METH_NOARGS,
@@ -77,7 +79,9 @@ static int module_exec(PyObject *m) {
     st->mil_error = PyErr_NewExceptionWithDoc(
         "anetorch.MILError",
         "A MIL text or a program file is malformed. Has .filename, .lineno and .offset "
-        "like SyntaxError.",
+        "like SyntaxError.\n\n"
+        ">>> try:\n...     anetorch.compile(\"program(1.3)\")\n"
+        "... except anetorch.MILError as e:\n...     print(e.lineno, e.offset)\n1 13",
         PyExc_SyntaxError, dict);
     Py_DECREF(dict);
     if (!st->mil_error || PyModule_AddObjectRef(m, "MILError", st->mil_error) < 0) return -1;

@@ -343,15 +343,21 @@ static PyMethodDef functions[] = {
                ">>> to_fp16(np.float32([1, 65520, 1e-8]))\narray([ 1., inf,  0.], dtype=float16)")},
     {"to_fp32", KEYWORDS(py_to_fp32),
      PyDoc_STR("to_fp32(x, out=None) -> numpy.ndarray or Tensor\n\nx in float32; exact from "
-               "float16 and bfloat16. See to_fp16.")},
+               "float16 and bfloat16. See to_fp16.\n\n"
+               ">>> to_fp32(np.float16([0.1, 65504]))\n"
+               "array([9.9975586e-02, 6.5504000e+04], dtype=float32)")},
     {"gqa_tile", KEYWORDS(py_gqa_tile),
      PyDoc_STR("gqa_tile(x, heads, kv_heads, out=None) -> array\n\nRepeats each KV head for its "
                "query heads: x [kv_heads*head_dim, seq] -> [heads*head_dim, seq]; query head h "
-               "gets KV head h // (heads // kv_heads). float32.")},
+               "gets KV head h // (heads // kv_heads). float32.\n\n"
+               ">>> gqa_tile(np.float32([[1], [2]]), heads=4, kv_heads=2).ravel()\n"
+               "array([1., 1., 2., 2.], dtype=float32)")},
     {"gqa_reduce", KEYWORDS(py_gqa_reduce),
      PyDoc_STR("gqa_reduce(x, heads, kv_heads, out=None) -> array\n\nThe adjoint of gqa_tile: "
                "sums the query heads of each KV head, in increasing order. x [heads*head_dim, "
-               "seq] -> [kv_heads*head_dim, seq]. float32.")},
+               "seq] -> [kv_heads*head_dim, seq]. float32.\n\n"
+               ">>> gqa_reduce(np.float32([[1], [2], [3], [4]]), heads=4, kv_heads=2).ravel()\n"
+               "array([3., 7.], dtype=float32)")},
     {"io_write", py_io_write, METH_VARARGS, PyDoc_STR("io_write(t, channel, x)")},
     {"io_read", py_io_read, METH_VARARGS,
      PyDoc_STR("io_read(t, channel, channels, seq, out=None) -> array")},

@@ -345,7 +345,10 @@ static PyType_Slot weights_slots[] = {
          "WeightFile(path, manifest=None)\n\nA mapping of names to zero-copy Tensors over a "
          "read-only mapped file; see open.\nw[name] raises KeyError for a name that is not "
          "there, NotImplementedError for a\nstorage type that is not supported, RuntimeError "
-         "when the file was changed since.")},
+         "when the file was changed since.\n\n"
+         ">>> anetorch.save_file({\"w\": np.ones((2, 3), np.float32)}, \"w.safetensors\")\n"
+         ">>> with anetorch.WeightFile(\"w.safetensors\") as f:\n"
+         "...     print(list(f), f[\"w\"].shape)\n['w'] (2, 3)")},
     {Py_tp_new, (void *)weights_new},
     {Py_tp_dealloc, (void *)weights_dealloc},
     {Py_tp_repr, (void *)weights_repr},
