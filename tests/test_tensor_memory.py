@@ -250,3 +250,17 @@ def test_copies_release_the_lock():
     finally:
         sys.setswitchinterval(old)
     assert moved > 0
+
+
+def test_a_failure_is_remembered_without_memory():
+    t = Tensor((4, 8), "float32")
+    _core._testing.fail_after(1, True)          # every allocation fails
+    try:
+        invalidate(t, 16, 16)
+        invalidate(t, 64, 32)                   # no room for a second range: one covers both
+    finally:
+        _core._testing.fail_after(0)
+    for part in (t[0], t[2]):
+        with pytest.raises(RuntimeError, match="layer 3 failed"):
+            part.numpy()
+    t[3].numpy()

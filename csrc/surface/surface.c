@@ -145,7 +145,7 @@ ane_surface *ane__surface_new(ane_memory kind, size_t bytes, const char *name,
 void ane__surface_free(ane_surface *s) {
     if (!s) return;
     (void)pthread_mutex_destroy(&s->mutex);
-    ane_free(s->invalid);
+    if (s->invalid != &s->first_invalid) ane_free(s->invalid);
     ane_free(s->name);
     ane_free(s);
 }
@@ -282,20 +282,23 @@ void ane__surface_lock_counts(const ane_surface *s, long *readers, long *writers
  * called invalid than is, never less. */
 static void add_range(ane_surface *s, size_t lo, size_t hi, const char *why) {
     if (lo >= hi) return;
+    if (!s->cap_invalid) {
+        s->invalid = &s->first_invalid;
+        s->cap_invalid = 1;
+    }
     if (s->n_invalid == s->cap_invalid) {
-        size_t cap = s->cap_invalid ? s->cap_invalid * 2 : 4;
-        ane__invalid *grown = ane_realloc(s->invalid, cap * sizeof *grown);
-        if (grown) {
-            s->invalid = grown;
-            s->cap_invalid = cap;
-        } else if (s->n_invalid) {
+        size_t cap = s->cap_invalid * 4;
+        bool own = s->invalid != &s->first_invalid;
+        ane__invalid *grown = ane_realloc(own ? s->invalid : NULL, cap * sizeof *grown);
+        if (!grown) {
             ane__invalid *last = &s->invalid[s->n_invalid - 1];
             if (lo < last->lo) last->lo = lo;
             if (hi > last->hi) last->hi = hi;
             return;
-        } else {
-            return;     /* not even one record: the run's own error is what is left */
         }
+        if (!own) *grown = s->first_invalid;
+        s->invalid = grown;
+        s->cap_invalid = cap;
     }
     ane__invalid *r = &s->invalid[s->n_invalid++];
     r->lo = lo;

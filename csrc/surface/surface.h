@@ -33,6 +33,7 @@ struct ane_surface {
     long readers, writers;
     ane__invalid *invalid;
     size_t n_invalid, cap_invalid;
+    ane__invalid first_invalid;     /* so that one range needs no allocation */
     atomic_size_t any_invalid;      /* = n_invalid; lets a check skip the mutex */
 
     /* What the kind needs. */
