@@ -4,6 +4,7 @@ sdist takes longer and is .ci/run's business."""
 from __future__ import annotations
 
 import ast
+import ast
 import os
 import shutil
 import subprocess
@@ -194,3 +195,19 @@ def test_wheel() -> None:
     assert python_files <= names
     assert not [n for n in names if n.startswith(("tests/", "csrc/", "benchmarks/"))]
     assert np.__version__                   # the wheel was built on NumPy 2, and runs on this one
+
+
+# ---------------------------------------------------------------- the stub
+
+def test_the_stub_has_every_public_name() -> None:
+    """_core.pyi against the module: functions, classes, their methods and attributes."""
+    tree = ast.parse((ROOT / "anetorch" / "_core.pyi").read_text())
+    top = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    missing = [n for n in dir(_core) if not n.startswith("_") and n not in top]
+    for name, node in top.items():
+        if isinstance(node, ast.ClassDef) and isinstance(getattr(_core, name, None), type):
+            have = {getattr(b, "name", None) or getattr(getattr(b, "target", None), "id", None)
+                    for b in node.body}
+            missing += [f"{name}.{m}" for m in vars(getattr(_core, name))
+                        if not m.startswith("_") and m not in have]
+    assert not missing
