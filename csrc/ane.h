@@ -797,6 +797,7 @@ typedef struct ane_weight_entry {
     int rank;
     int64_t shape[ANE_MAX_RANK];
     size_t file, offset, bytes;         /* which mapped file, and where in it */
+    int bits;                           /* of the values packed in a manifest's U32, else 0 */
 } ane_weight_entry;
 
 /* manifest: path of the JSON manifest of a raw file, or NULL to go by the contents. */

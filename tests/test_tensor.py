@@ -248,3 +248,24 @@ def test_subclass():
 
 def test_public_name():
     assert anetorch.Tensor is Tensor
+
+
+def test_scalars_convert_as_values_not_as_text():
+    one = Tensor.from_numpy(np.frombuffer(b"7", "u1"))     # the bytes spell another number
+    assert float(one) == 55.0 and int(one) == 55
+    assert float(Tensor((), "bfloat16").fill_(1.5)) == 1.5 and int(Tensor(()).fill_(-2.9)) == -2
+    assert int(Tensor((), "uint64").fill_(2**64 - 1)) == 2**64 - 1
+    for kind in (float, int):
+        with pytest.raises(ValueError, match="2 elements, not one"):
+            kind(Tensor((2,)))
+    assert not Tensor(()) and Tensor(()).fill_(3) and Tensor((2,)) and not Tensor((0, 3))
+    closed = Tensor(())
+    closed.close()
+    for kind in (float, int, bool):
+        with pytest.raises(ValueError, match="closed"):
+            kind(closed)
+
+
+def test_negative_offset_of_view_is_named_as_given():
+    with pytest.raises(ValueError, match=r"byte offset -4 \(behind 16 of this tensor"):
+        Tensor((8,))[4:].view(-4, (2,))

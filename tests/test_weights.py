@@ -75,7 +75,7 @@ def test_mapping_interface(tmp_path):
     assert w.format == "safetensors" and w.path == str(path) and not w.closed
     assert w.files == [(str(path), path.stat().st_size)]
     assert w.info("a") == {"dtype": "float32", "shape": (2, 3), "type": "F32", "file": 0,
-                           "offset": 16384, "nbytes": 24}
+                           "offset": 16384, "nbytes": 24, "bits": 0}
     assert repr(w) == f"<WeightFile {str(path)!r}: safetensors, 3 tensors>"
     with pytest.raises(KeyError, match="required tensor 'c' missing from weight file"):
         w["c"]
@@ -366,6 +366,7 @@ def test_manifest(tmp_path):
         assert w["b"].dtype == "bfloat16"
         for name in ("words", "packed", "eight"):
             assert np.array_equal(np.asarray(w[name]), q.reshape(2, 4))
+        assert [w.info(n)["bits"] for n in ("f", "words", "packed", "eight")] == [0, 4, 4, 8]
         assert w["end"].shape == (0,)
 
 

@@ -273,6 +273,29 @@ METHOD0(ane_py_tensor_item) {
     return ane_py_item(t, ane_tensor_data(t));
 }
 
+/* float() and int() would otherwise take the bytes for the text of a number. */
+static PyObject *number_of(PyObject *self, PyTypeObject *type) {
+    PyObject *value = ane_py_tensor_item(self, NULL);
+    PyObject *number = value ? PyObject_CallFunctionObjArgs((PyObject *)type, value, NULL) : NULL;
+    Py_XDECREF(value);
+    return number;
+}
+
+PyObject *ane_py_tensor_float(PyObject *self) { return number_of(self, &PyFloat_Type); }
+
+PyObject *ane_py_tensor_int(PyObject *self) { return number_of(self, &PyLong_Type); }
+
+/* The value of a scalar; else "not empty", as for a container. */
+int ane_py_tensor_bool(PyObject *self) {
+    const ane_tensor *t = ane_py_open(self, "bool");
+    if (!t) return -1;
+    if (t->rank) return t->shape[0] != 0;
+    PyObject *value = ane_py_tensor_item(self, NULL);
+    int truth = value ? PyObject_IsTrue(value) : -1;
+    Py_XDECREF(value);
+    return truth;
+}
+
 static PyObject *nested(const ane_tensor *t, int axis, const unsigned char *at) {
     if (axis == t->rank) return ane_py_item(t, at);
     PyObject *list = PyList_New((Py_ssize_t)t->shape[axis]);

@@ -279,9 +279,9 @@ METHOD(ane_py_tensor_view_method) {
         return ane_py_raise(ANE_TENSOR(self)->st, &err);
     if (offset < 0 || (size_t)offset % unit || (uintptr_t)(t->offset + (size_t)offset) % unit) {
         PyErr_Format(PyExc_ValueError,
-                     "[view] byte offset %zd (%zu in the surface) is negative or not a "
-                     "multiple of %zu, the size of %s",
-                     offset, t->offset + (size_t)offset, unit, ane_dtype_name(d));
+                     "[view] byte offset %zd (behind %zu of this tensor in the surface) is negative "
+                     "or not a multiple of %zu, the size of %s",
+                     offset, t->offset, unit, ane_dtype_name(d));
         return NULL;
     }
     if (__builtin_add_overflow((size_t)offset, bytes, &end) || end > capacity) {

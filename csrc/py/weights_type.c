@@ -5,11 +5,13 @@
 #include <string.h>
 
 PyObject *ane_py_weights_raise(ane_py_state *st, const ane_error *err) {
-    if (err->status != ANE_ERR_PARSE) return ane_py_raise(st, err);
-    if (!err->file[0]) PyErr_SetString(PyExc_ValueError, err->message);
+    PyObject *type = err->status == ANE_ERR_PARSE ? PyExc_ValueError : PyExc_NotImplementedError;
+    if (err->status != ANE_ERR_PARSE && (err->status != ANE_ERR_UNSUPPORTED || !err->file[0]))
+        return ane_py_raise(st, err);
+    if (!err->file[0]) PyErr_SetString(type, err->message);
     else if (err->line > 1)
-        PyErr_Format(PyExc_ValueError, "'%s', line %d: %s", err->file, err->line, err->message);
-    else PyErr_Format(PyExc_ValueError, "'%s': %s", err->file, err->message);
+        PyErr_Format(type, "'%s', line %d: %s", err->file, err->line, err->message);
+    else PyErr_Format(type, "'%s': %s", err->file, err->message);
     return NULL;
 }
 
@@ -179,10 +181,10 @@ static PyObject *weights_info(PyObject *obj, PyObject *name) {
         else PyTuple_SetItem(shape, d, v);
     }
     if (!shape) return NULL;
-    return Py_BuildValue("{s:z,s:N,s:s,s:n,s:n,s:n}", "dtype",
+    return Py_BuildValue("{s:z,s:N,s:s,s:n,s:n,s:n,s:i}", "dtype",
                          e.dtype == ANE_DTYPE_COUNT ? NULL : ane_dtype_name(e.dtype), "shape",
                          shape, "type", e.type, "file", (Py_ssize_t)e.file, "offset",
-                         (Py_ssize_t)e.offset, "nbytes", (Py_ssize_t)e.bytes);
+                         (Py_ssize_t)e.offset, "nbytes", (Py_ssize_t)e.bytes, "bits", e.bits);
 }
 
 static PyObject *weights_check(PyObject *obj, PyObject *name) {
@@ -315,7 +317,8 @@ static PyMethodDef weights_methods[] = {
     {"keys", weights_keys, METH_NOARGS, PyDoc_STR("keys() -> list of names, in file order")},
     {"info", weights_info, METH_O,
      PyDoc_STR("info(name) -> dict\n\ndtype (None when it cannot be read), shape, type as the "
-               "file calls it, file\n(index into .files), offset and nbytes in that file.")},
+               "file calls it, file\n(index into .files), offset and nbytes in that file, and bits: the width "
+               "of the values\npacked in a manifest's U32 words (4 unless it says), else 0.")},
     {"check", weights_check, METH_O,
      PyDoc_STR("check(name)\n\nRaises RuntimeError when the tensor's file was cut, rewritten or "
                "replaced since it\nwas ane_py_weights_opened. Every other call does this first.")},

@@ -302,7 +302,7 @@ void ane_weight_info(const ane_weight_file *f, size_t i, ane_weight_entry *out) 
     const ane_weight *w = &f->entries[i];
     *out = (ane_weight_entry){.name = w->name, .type = w->type, .dtype = w->dtype,
                               .rank = w->rank, .file = w->shard, .offset = w->offset,
-                              .bytes = w->bytes};
+                              .bytes = w->bytes, .bits = w->bits};
     memcpy(out->shape, w->shape, sizeof out->shape);
 }
 

@@ -57,8 +57,13 @@ static bool tensor(ane_json *r, ane_weight *w, size_t file_bytes) {
                              ") of a file of %zu bytes",
                              w->name, offset, end, file_bytes);
     uint64_t need = count * (uint64_t)bits / 8;         /* count <= 2^57, bits <= 64 */
+    if (packed > 64)
+        return ane_json_fail(r, ANE_ERR_PARSE,
+                             "tensor '%.200s' has values of %" PRIu64 " bits; at most 64 are "
+                             "possible", w->name, packed);
+    if (dtype == ANE_U32 && !has_bits) packed = 4;
+    w->bits = (unsigned char)packed;
     if (dtype == ANE_U32 && need != size) {
-        if (!has_bits) packed = 4;
         if (packed && packed < 32 && w->rank && count * packed / 8 == size &&
             count * packed % 8 == 0 && w->shape[w->rank - 1] * (int64_t)packed % 32 == 0) {
             w->shape[w->rank - 1] = w->shape[w->rank - 1] * (int64_t)packed / 32;

@@ -50,6 +50,7 @@ typedef struct ane_weight {
     size_t offset, bytes;       /* in its file; bytes 0 when OPAQUE of unknown size */
     unsigned shard;
     unsigned char code, rank;
+    unsigned char bits;         /* of the values packed in U32 words, by a manifest, else 0 */
     ane_dtype dtype;            /* of the tensor that one gets; F32 for Q8_0, Q4_0 */
     int64_t shape[ANE_MAX_RANK];
 } ane_weight;
