@@ -149,7 +149,7 @@ def test_packed_text_round_trip(name):
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    # mil-reference 5.2: input [C, columns] and output channels of both configurations.
+    # Published surfaces: input [C, columns] and output channels of both configurations.
     [
         ("sdpaFwd", ((768, 2560, 3840), (1024, 4352, 7168))),
         ("woFwd", ((768, 1024, 768), (2048, 1280, 1024))),

@@ -16,7 +16,7 @@ from anetorch.nn.transformer import Model
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    # The published counts: reference-systems 1.1 (whose Qwen3 lacks 28 * 256 QK-norm gains).
+    # The published counts; that of Qwen3 leaves out the 28 * 256 gains of QK-norm.
     [("stories110m", 109_529_856), ("qwen3-0.6b", 596_042_752 + 28 * 256), ("stories15m", 15_191_712)],
 )
 def test_preset_sizes(name, parameters):

@@ -197,16 +197,6 @@ bool ane_wire_packed_next(ane_wire *w, ane_wire_packed *it, uint64_t *bits) {
     return true;
 }
 
-size_t ane_wire_packed_count(const ane_wire_packed *it) {
-    if (it->one) return 1;
-    size_t n = (size_t)(it->end - it->p);
-    if (it->kind == ANE_WIRE_FIXED64) return n / 8;
-    if (it->kind == ANE_WIRE_FIXED32) return n / 4;
-    size_t count = 0;
-    for (const uint8_t *p = it->p; p < it->end; p++) count += !(*p & 0x80);
-    return count;
-}
-
 /* ---------------------------------------------------------------- writing */
 
 void ane_wire_out_free(ane_wire_out *o) {

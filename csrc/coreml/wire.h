@@ -63,8 +63,6 @@ typedef struct ane_wire_packed {
 ane_wire_packed ane_wire_packed_begin(ane_wire *w, const ane_wire_field *f,
                                       ane_wire_kind element);
 bool ane_wire_packed_next(ane_wire *w, ane_wire_packed *it, uint64_t *bits);
-/* Number of elements; exact for well-formed input. */
-size_t ane_wire_packed_count(const ane_wire_packed *it);
 
 /* ---------------------------------------------------------------- writing */
 

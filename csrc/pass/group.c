@@ -120,10 +120,6 @@ bool ane_group_add(ane_graph *g, ane_group *grp, int op) {
     return true;
 }
 
-bool ane_group_has(const ane_graph *g, const ane_group *grp, const ane_op *op) {
-    return op && op->block == g->fn->body && g->group[g->number[op->id]] == grp;
-}
-
 /* ---------------------------------------------------------------- views, uses */
 
 bool ane_shape_same_but_ones(const ane_type *a, const ane_type *b) {

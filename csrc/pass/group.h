@@ -72,7 +72,6 @@ bool ane_dtype_is_float(ane_dtype d);           /* fp16, bf16, fp32: what steps 
 bool ane_op_is_product(const ane_op *op);       /* a matmul or linear of floats */
 /* The only op that uses v, looking through squeezes; -1: none or several, or an output. */
 int ane_value_only_user(const ane_graph *g, const ane_value *v);
-bool ane_group_has(const ane_graph *g, const ane_group *grp, const ane_op *op);
 /* Do all users outside grp stand after op number `after`? */
 bool ane_uses_after(const ane_graph *g, const ane_value *v, const ane_group *grp, int after);
 /* Does v leave the group (an output, or a user outside)? */

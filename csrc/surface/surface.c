@@ -268,14 +268,6 @@ ane_status ane_surface_unlock(ane_surface *s, ane_access access, ane_error *err)
     return st;
 }
 
-void ane__surface_lock_counts(const ane_surface *s, long *readers, long *writers) {
-    ane_surface *m = (ane_surface *)s;
-    ane_mutex_lock(&m->mutex);
-    *readers = s->readers;
-    *writers = s->writers;
-    ane_mutex_unlock(&m->mutex);
-}
-
 /* ---------------------------------------------------------------- validity */
 
 /* Room for one more range. Without memory the last range swallows the new one: more is then

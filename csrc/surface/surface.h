@@ -79,7 +79,6 @@ void ane__surface_destroy(ane_surface *s);      /* the kind's destroy, then free
 uint64_t ane__identity_next(void);
 ane_status ane__surface_create_image(ane_memory kind, const ane_image_layout *layout,
                                      const char *name, ane_surface **out, ane_error *err);
-void ane__surface_lock_counts(const ane_surface *s, long *readers, long *writers);
 
 /* Refuses sizes that this machine cannot hold, before anything is allocated. */
 ane_status ane__memory_check(const char *who, size_t bytes, ane_error *err);
