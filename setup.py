@@ -91,6 +91,8 @@ class BuildCore(build_ext):
         link: list[str] = []
         if os.environ.get("ANETORCH_DEBUG") == "1":
             flags += ["-O0", "-g", "-DANE_DEBUG=1"]
+        elif os.environ.get("ANETORCH_SANITIZE"):
+            flags += ["-O1"]        # at -O2 the instrumented kernels take minutes to compile
         else:
             flags += ["-O2", "-g1"]
         if san := os.environ.get("ANETORCH_SANITIZE"):
