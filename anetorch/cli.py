@@ -1,6 +1,7 @@
 """The command ``anetorch``: arguments only, no logic.
 
-Exit codes: 0 done, 2 unusable input (one line on stderr), 130 interrupted.
+Exit codes: 0 done, 1 a difference (compare) or an error found (lint), 2 unusable input (one
+line on stderr), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -108,7 +109,64 @@ def parser() -> _Parser:
     i = commands.add_parser("info", help="devices, CPU, kernel tables, versions",
                             description="What this installation has and chose.")
     i.set_defaults(run=_info)
+    _add_tools(commands)
     return top
+
+
+_FILE = "a .mlpackage, .mlmodelc, .mlmodel (ML Program) or .mil"
+
+
+def _add_tools(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """Commands about one program; tools.py has them."""
+    def model(p: _Parser, *names: str) -> None:
+        for name in names:
+            p.add_argument(name, metavar=name.upper(), help=_FILE)
+        p.add_argument("--input", action="append", default=[], metavar="NAME=FILE",
+                       help="an .npy array, or an image file for an image input; repeatable")
+        p.add_argument("--function", metavar="NAME", help="(default: the model's own)")
+        p.add_argument("--device", metavar="NAME", help="cpu (default) or ane")
+
+    r = commands.add_parser("run", help="predict with a Core ML model",
+                            description="Predicts once and prints a line for each output.")
+    model(r, "file")
+    r.add_argument("--output", metavar="FILE.npz", help="where the outputs go")
+    r.set_defaults(run=_run)
+
+    s = commands.add_parser("show", help="print a program with shapes and costs",
+                            description="Prints a program's text and, for each operation, its "
+                                        "FLOPs and bytes. Weight files may be absent.")
+    s.add_argument("file", metavar="FILE", help=_FILE)
+    s.add_argument("--function", metavar="NAME", help="costs of this function only")
+    s.add_argument("--no-text", action="store_true", help="the cost table alone")
+    s.set_defaults(run=_show)
+
+    c = commands.add_parser("lint", help="what the engine is known to refuse or get wrong",
+                            description="Lists what is likely to go wrong with a program on the "
+                                        "engine. Exit code 1 when there are errors.")
+    c.add_argument("file", nargs="+", metavar="FILE", help=_FILE)
+    c.add_argument("--target", metavar="CHIP", help="m1 to m5 or a14 to a19 (default: all)")
+    c.add_argument("--route", choices=["inmemory", "coreml"],
+                   help="which compiler (default: coreml for packages, inmemory for texts)")
+    c.add_argument("--format", choices=["text", "json", "sarif"], default="text")
+    c.add_argument("--fix", metavar="OUT.mil", help="write the program with every mechanical "
+                                                    "rewrite applied; the report is about it")
+    c.add_argument("--ignore", action="append", default=[], metavar="RULE",
+                   help="id or name of a rule; repeatable")
+    c.set_defaults(run=_lint)
+
+    b = commands.add_parser("bench", help="time a model",
+                            description="Median time of a run; inputs that are not given are "
+                                        "made up.")
+    model(b, "file")
+    b.add_argument("--repeat", type=_POSITIVE, metavar="N", help="runs (default: one second)")
+    b.add_argument("--json", action="store_true", help="one JSON object a line")
+    b.set_defaults(run=_bench)
+
+    d = commands.add_parser("compare", help="where two models begin to differ",
+                            description="Prints the first intermediate value whose bits differ, "
+                                        "by name. Exit code 1 when one does.")
+    model(d, "a", "b")
+    d.set_defaults(run=_compare)
 
 
 def _say(line: str) -> None:
@@ -148,6 +206,43 @@ def _info(args: argparse.Namespace) -> int:
     for line in lines():
         _say(line)
     return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from anetorch.tools import run
+
+    run(args.file, args.input, _say, function=args.function, device=args.device,
+        output=args.output)
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from anetorch.tools import show
+
+    show(args.file, _say, function=args.function, text=not args.no_text)
+    return 0
+
+
+def _lint(args: argparse.Namespace) -> int:
+    from anetorch.tools import lint
+
+    return int(lint(args.file, _say, target=args.target, route=args.route, form=args.format,
+                    fix=args.fix, ignore=args.ignore))
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from anetorch.tools import bench
+
+    bench(args.file, _say, inputs=args.input, function=args.function, device=args.device,
+          repeat=args.repeat, as_json=args.json)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from anetorch.tools import compare
+
+    return int(not compare(args.a, args.b, _say, inputs=args.input, function=args.function,
+                           device=args.device))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

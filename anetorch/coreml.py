@@ -17,13 +17,17 @@ from typing import Any
 import numpy as np
 
 from anetorch import _core
+from anetorch.dtypes import DTYPES, canonical
 from anetorch.mil import Program
+from anetorch.package import save_package
 from anetorch.runtime import compile as compile_program
 
-__all__ = ["Feature", "Model", "State", "install", "load", "uninstall"]
+__all__ = ["Feature", "Model", "State", "install", "load", "read", "uninstall"]
 
 # ImageFeatureType.ColorSpace
 GRAYSCALE, RGB, BGR, GRAYSCALE_FLOAT16 = 10, 20, 30, 40
+# MIL's names of the types an array may have; sub-byte integers and bfloat16 it may not.
+_NUMPY_HAS = {mil for name, (mil, _, _) in DTYPES.items() if name != "bfloat16"}
 _PIL_MODE = {GRAYSCALE: "L", RGB: "RGB", BGR: "RGB", GRAYSCALE_FLOAT16: "F"}
 
 
@@ -58,6 +62,11 @@ class Feature:
                 for n, (low, high) in zip(shape, self.ranges)
             )
         return shape == self.shape
+
+    @property
+    def image_mode(self) -> str | None:
+        """Pillow's mode of an image; None for other kinds."""
+        return _PIL_MODE.get(self.color)
 
     def shapes_text(self) -> str:
         """The shapes that are allowed, for messages."""
@@ -148,27 +157,43 @@ def _package_root(path: Path) -> Path:
     return spec
 
 
-def _read(path: Path) -> tuple[Program, dict[str, Any] | None]:
+def read(
+    path: str | os.PathLike[str], allow_missing: bool = False
+) -> tuple[Program, dict[str, Any] | None]:
+    """The program of a ``.mlpackage``, ``.mlmodelc``, ``.mlmodel`` or ``.mil`` file, and the
+    description around it (None for a text). With ``allow_missing``, constants whose weight
+    file is absent stay without data: the program can be looked at, not run.
+
+    >>> program, description = anetorch.coreml.read("model.mlpackage")  # doctest: +SKIP
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"[load] {path}: no such file or folder")
     if path.is_dir():
         if (path / "model.mil").is_file():                      # .mlmodelc
-            text = (path / "model.mil").read_bytes()
-            return Program.parse(text, filename=str(path / "model.mil"), weights=str(path)), None
+            return _read_text(path / "model.mil", allow_missing)
         if (path / "Manifest.json").is_file() or path.suffix == ".mlpackage":
             spec = _package_root(path)
-            return _read_spec(spec, spec.parent)
+            return _read_spec(spec, allow_missing)
         raise ValueError(
             f"{path}: neither a .mlpackage (Manifest.json) nor a .mlmodelc with an ML Program "
             "(model.mil); an old neural network must be converted again with "
             'convert_to="mlprogram"'
         )
     if path.suffix == ".mil":
-        return Program.parse(path.read_bytes(), filename=str(path), weights=str(path.parent)), None
-    return _read_spec(path, path.parent)
+        return _read_text(path, allow_missing)
+    return _read_spec(path, allow_missing)
 
 
-def _read_spec(spec: Path, weights: Path) -> tuple[Program, dict[str, Any]]:
+def _read_text(path: Path, allow_missing: bool) -> tuple[Program, None]:
+    return Program.parse(path.read_bytes(), filename=str(path), weights=str(path.parent),
+                         allow_missing=allow_missing), None
+
+
+def _read_spec(spec: Path, allow_missing: bool) -> tuple[Program, dict[str, Any]]:
     handle, description = _core.coreml_read(
-        spec.read_bytes(), filename=str(spec), weights=str(weights), program_type=Program
+        spec.read_bytes(), filename=str(spec), weights=str(spec.parent),
+        allow_missing=allow_missing, program_type=Program,
     )
     return handle, description
 
@@ -186,11 +211,8 @@ def load(path: str | os.PathLike[str], *, function: str | None = None, **options
     >>> model = anetorch.load("model.mlpackage")                        # doctest: +SKIP
     >>> model.predict({"x": x})["y"]                                    # doctest: +SKIP
     """
-    p = Path(path).expanduser()
-    if not p.exists():
-        raise FileNotFoundError(f"[load] {p}: no such file or folder")
-    program, description = _read(p)
-    return Model(program, description, path=p, function=function, **options)
+    program, description = read(path)
+    return Model(program, description, path=Path(path).expanduser(), function=function, **options)
 
 
 # ------------------------------------------------------------------ the model
@@ -252,9 +274,10 @@ class Model:
             if kind != "tensor":
                 return {"name": info["name"], "kind": kind, "optional": False, "doc": ""}
             dims = rest[1]
+            dtype = canonical(rest[0]) if rest[0] in _NUMPY_HAS else None
             d = {
                 "name": info["name"], "kind": "state" if state else "array", "optional": False,
-                "doc": "", "dtype": rest[0], "shape": [1 if n is None else n for n in dims],
+                "doc": "", "dtype": dtype, "shape": [1 if n is None else n for n in dims],
             }
             if flexible and any(n is None for n in dims):
                 d["ranges"] = [(1, -1) if n is None else (n, n) for n in dims]
@@ -331,7 +354,11 @@ class Model:
 
     __call__ = predict
 
-    def _predict_one(self, data: Mapping[str, Any], state: State | None) -> dict[str, Any]:
+    def arguments(self, data: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
+        """What :attr:`kernel` takes, by name, for what :meth:`predict` takes.
+
+        >>> model.kernel.trace(**model.arguments({"x": x}))              # doctest: +SKIP
+        """
         unknown = sorted(set(data) - set(self.inputs))
         missing = sorted(
             n for n, f in self.inputs.items() if n not in data and not f.optional
@@ -353,6 +380,10 @@ class Model:
                 args[port.name] = state[port.name]
             else:
                 args[port.name] = self._input(self.inputs[port.name], port, data)
+        return args
+
+    def _predict_one(self, data: Mapping[str, Any], state: State | None) -> dict[str, Any]:
+        args, kernel = self.arguments(data, state), self.kernel
         result = kernel(**args)
         if not isinstance(result, Mapping):
             result = {kernel.outputs[0].name: result}
@@ -411,8 +442,6 @@ class Model:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a ``.mlpackage`` that coremltools reads back equal. Atomic: an existing
         package is replaced only when the new one is complete."""
-        from anetorch.package import save_package
-
         save_package(self.program, path, self._description)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Writing ``.mlpackage`` folders, atomically."""
+"""Writing ``.mlpackage`` folders and ``.mil`` texts, atomically."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from anetorch import _core
+
+__all__ = ["save_package", "save_text"]
 
 _AUTHOR = "com.apple.CoreML"            # readers look entries up by this name
 _WEIGHTS = "@model_path/weights/weight.bin"
@@ -110,3 +112,21 @@ def _replace(work: Path, target: Path) -> None:
         aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_text(program: _core.Program, path: str | os.PathLike[str]) -> None:
+    """Writes ``program`` as MIL text; ValueError where ``path`` does not end in ``.mil``."""
+    target = Path(path).expanduser()
+    if target.suffix != ".mil":
+        raise ValueError(f"[save] {target}: the name must end in .mlpackage or .mil")
+    fd, work = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.absolute().parent)
+    try:
+        with open(fd, "wb") as f:
+            f.write(program.text().encode())
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(work, 0o644)
+        os.replace(work, target)
+    except BaseException:
+        os.unlink(work)
+        raise

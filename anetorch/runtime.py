@@ -305,14 +305,21 @@ def compile(program: Any, weights: Any = None, device: str | None = None,
                   precision=precision, prepack=prepack)
 
 
+def _own_states(k: Kernel, given: Mapping[str, Any]) -> dict[str, Any]:
+    states = {p.name for p in k.inputs if p.state}
+    return {n: _core.Tensor.from_numpy(np.array(v)) if n in states else v
+            for n, v in given.items()}
+
+
 def compare(a: Kernel, b: Kernel, *args: Any, **kwargs: Any) -> Difference | None:
     """The first intermediate value, in program order, whose bits differ between two
-    kernels on the same inputs, or None. Values are matched by name.
+    kernels on the same inputs, or None. Values are matched by name. States given by name
+    are copied: both kernels begin with the same and the caller's stay as they are.
 
     >>> anetorch.compare(k1, k2, x)
     Difference(name='h', index=(0, 3, 0, 1), a=1.0, b=1.0009765625, max_abs=0.00195)
     """
-    x, y = a.trace(*args, **kwargs), b.trace(*args, **kwargs)
+    x, y = (k.trace(*args, **_own_states(k, kwargs)) for k in (a, b))
     for name, tx in x.items():
         if name not in y:
             continue

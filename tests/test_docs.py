@@ -15,7 +15,7 @@ import pytest
 import anetorch
 
 # Modules whose examples are run. Packages of generated code are tested by their generator.
-MODULES = ["anetorch.env", "anetorch.data", "anetorch.progress", "anetorch.rundir",
+MODULES = ["anetorch.env", "anetorch.costs", "anetorch.data", "anetorch.progress", "anetorch.rundir",
            "anetorch._installed", "anetorch.weights", "anetorch.checkpoint",
            "anetorch.optim", "anetorch.session", "anetorch.generate", "anetorch.dtypes",
            "anetorch.surface_io"]

@@ -36,10 +36,10 @@ SYSTEM_DENIED = re.compile(r"Python\.h|numpy/|Foundation/|CoreFoundation/|IOSurf
 ORDER = [
     ["_installed"],
     ["_core", "env", "dtypes"],
-    ["surface_io", "images", "sharing", "weights"],
+    ["surface_io", "images", "sharing", "weights", "package"],
     ["mil.graph", "mil.builder", "mil.ops", "mil", "mil."],
     ["runtime"],
-    ["package", "coreml"],
+    ["coreml"],
     ["lint"],
     ["kernels", "kernels."],
     ["nn.config", "nn.module", "nn.transformer", "nn", "nn."],
@@ -47,7 +47,7 @@ ORDER = [
     ["rundir", "progress", "session"],
     ["generate"],
     ["train"],
-    ["info"],
+    ["info", "costs", "tools"],
     ["cli"],
     ["__main__", "__init__"],
 ]

@@ -6,6 +6,7 @@ no state, so they see every edit, and the handle of something removed raises Key
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from anetorch import _core
+from anetorch.package import save_package, save_text
 
 __all__ = ["Block", "Function", "Op", "Program", "Value"]
 
@@ -421,6 +423,20 @@ class Program(_core.Program):
         from anetorch.mil.builder import into
 
         return into(self, block if isinstance(block, int) else block.id, before)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a Core ML package or a text, as the name's ending says (``.mlpackage``,
+        ``.mil``). Atomic: what was there is replaced only when the new one is complete.
+
+        The text of constants that came from a weight file names that file; a package gets
+        its own. Raises ValueError for another ending.
+
+        >>> p.save("model.mlpackage")                                   # doctest: +SKIP
+        """
+        if os.fspath(path).endswith(".mlpackage"):
+            save_package(self, path)
+        else:
+            save_text(self, path)
 
     def same_as(self, other: _core.Program) -> bool:
         """Equal statement for statement; the version and its spelling do not count."""
