@@ -1,23 +1,12 @@
 /* The devices, in order of preference, and what all of them share. */
+#include "apple/apple.h"
 #include "backend.h"
 
 #include "../base/sync.h"
 
 #include <string.h>
 
-/* The engine's name is known, so that asking for it says why it is absent. */
-static bool apple_available(void) { return false; }
-static const char *apple_detail(void) {
-#if defined(__APPLE__)
-    return "this version of anetorch runs programs on the CPU device only";
-#else
-    return "the Neural Engine is reached through macOS frameworks, and this is not macOS";
-#endif
-}
-static const ane_backend apple = {
-    .name = "ane", .available = apple_available, .detail = apple_detail};
-
-static const ane_backend *const backends[] = {&ane_backend_cpu, &apple};
+static const ane_backend *const backends[] = {&ane_backend_cpu, &ane_backend_apple};
 
 size_t ane_backend_count(void) { return sizeof backends / sizeof *backends; }
 const ane_backend *ane_backend_at(size_t i) { return backends[i]; }
