@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 mode=${1:-native}
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-flags="-std=c11 -O2 -g1 -D_GNU_SOURCE -ffp-contract=off -Wall -Wextra"
+flags="-std=c11 -O1 -g1 -D_GNU_SOURCE -ffp-contract=off -Wall -Wextra"
 cc=${CC:-cc}
 run=
 avx2="-mavx2 -mfma -mf16c"
