@@ -582,8 +582,9 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
             int p = row ? ane_op_param_index(row, key) : -1;
             if (f.number == 5 && !strcmp(key, "name")) {
                 const ane_const *c = read_value(&w, &v, r);
-                if (c && c->type->kind == ANE_T_TENSOR && c->type->dtype == ANE_STRING &&
-                    ane_type_count(c->type) == 1)
+                /* No data: it was put into a weight file that is absent. */
+                if (c && c->data && c->type->kind == ANE_T_TENSOR &&
+                    c->type->dtype == ANE_STRING && ane_type_count(c->type) == 1)
                     d.name = ((const char *const *)c->data)[0];
                 continue;
             }
