@@ -244,3 +244,12 @@ def test_a_training_step_uses_no_numpy() -> None:
 def test_no_package_among_the_tests() -> None:
     """tests/__init__.py would make pytest put the clone on the path."""
     assert not (ROOT / "tests" / "__init__.py").exists()
+
+
+def test_no_folder_of_tests_hides_a_package() -> None:
+    """pytest puts tests/ on the path: a folder there that is named like a package would be
+    found as an empty one wherever the real package is not installed, and
+    importorskip("coremltools") would not skip."""
+    names = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir()}
+    assert not names & {"anetorch", "coremltools", "hypothesis", "jax", "matplotlib", "mlx", "numpy",
+                        "PIL", "safetensors", "torch", "transformers"}
