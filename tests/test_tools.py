@@ -272,6 +272,15 @@ def test_the_hook_names_a_command_that_exists() -> None:
     assert "entry: anetorch lint\n" in text and "- id: anetorch-lint\n" in text
 
 
+def test_every_project_of_the_evidence_is_named() -> None:
+    from anetorch.lint import rules
+
+    page = (Path(__file__).parents[1] / "docs" / "lint.md").read_text()
+    listed = set(re.findall(r"^\| (\w\w) \|", page, re.M))
+    words = set(re.findall(r"\b(?:[A-Z]{2}|H3)\b", " ".join(r.evidence for r in rules().values())))
+    assert words - {"ML"} and words - {"ML"} <= listed
+
+
 # ---------------------------------------------------------------- bench, compare
 
 def test_bench(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
