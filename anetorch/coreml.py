@@ -570,8 +570,10 @@ class _Proxy:
             state = self._model.make_state()
         try:
             return self._model.predict(data, state)
-        except (ValueError, TypeError, NotImplementedError) as e:
-            raise RuntimeError(str(e)) from e
+        except Exception as e:          # Core ML knows one kind of failure, in these words
+            raise RuntimeError(
+                f"Unable to compute the prediction using ML Program: {e}"
+            ) from e
 
     def batchPredict(self, data):  # noqa: N802
         return [self.predict(d) for d in data]
