@@ -27,6 +27,8 @@ static inline float load_one(const char *p, ane_dtype dtype) {
                 float *to = (float *)(void *)(d + i / W * stride) + p0 * W;               \
                 const char *from = s + i * size + (int64_t)p0 * s_k;                      \
                 for (size_t p = p0; p < p1; p++, to += W, from += s_k) {                  \
+                    __builtin_prefetch((const void *)((uintptr_t)from +                   \
+                                                      8 * (uintptr_t)s_k));               \
                     UNROLL for (size_t j = 0; j + VW <= W; j += VW)                       \
                         v_storeu(to + j, LD(from + j * size));                            \
                     if (W % VW)                                                           \
@@ -46,25 +48,30 @@ static inline float load_one(const char *p, ane_dtype dtype) {
         }                                                                                 \
     }
 
-/* The same where k is contiguous: blocks of VW rows by VW k are transposed. */
+/* The same where k is contiguous: blocks of VW rows (or what is left of a panel) by VW k are
+ * transposed. */
 #define PACK_ALONG(name, W, LD, LDN, size)                                                \
     static void name(char *d, size_t stride, const char *s, int64_t s_i, size_t count,    \
                      size_t k) {                                                          \
         for (size_t i = 0; i < count; i += W)                                             \
-            for (size_t j = 0; j < W; j += VW) {                                          \
-                size_t have = count - i > j ? count - i - j : 0, room = W - j, p = 0;     \
-                if (room > VW) room = VW;                                                 \
+            UNROLL for (size_t j = 0; j < W; j += VW) {                                   \
+                const size_t room = W - j < VW ? W - j : VW;                              \
+                size_t have = count - i > j ? count - i - j : 0, p = 0;                   \
                 if (have > room) have = room;                                             \
                 const char *base = s + (int64_t)(i + (have ? j : 0)) * s_i;               \
                 float *to = (float *)(void *)(d + i / W * stride) + j;                    \
                 vf r[VW];                                                                 \
-                if (have == VW)                                                           \
+                if (have == room)                                                         \
                     for (; p + VW <= k; p += VW) {                                        \
                         UNROLL for (size_t l = 0; l < VW; l++)                            \
-                            r[l] = LD(base + (int64_t)l * s_i + (int64_t)(p * size));     \
+                            r[l] = l < room ? LD(base + (int64_t)l * s_i +                \
+                                                 (int64_t)(p * size))                     \
+                                            : v_set1(0);                                  \
                         v_transpose(r);                                                   \
-                        UNROLL for (size_t l = 0; l < VW; l++)                            \
-                            v_storeu(to + (p + l) * W, r[l]);                             \
+                        UNROLL for (size_t l = 0; l < VW; l++) {                          \
+                            if (room == VW) v_storeu(to + (p + l) * W, r[l]);             \
+                            else v_store_n(to + (p + l) * W, r[l], room);                 \
+                        }                                                                 \
                     }                                                                     \
                 for (; p < k; p += VW) {                                                  \
                     size_t left = k - p < VW ? k - p : VW;                                \

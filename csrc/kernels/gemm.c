@@ -172,6 +172,12 @@ static void pack_panels(const job *j, bool is_a, size_t p, size_t i0, size_t i1,
          is_a ? src->cs : src->rs, min_size(i1 * x->width, rows) - first, k_of(x->ks, p));
 }
 
+/* Part i of n of a panel comes nearer, while products of the panel before it run. */
+static void fetch(const char *panel, size_t bytes, size_t i, size_t n) {
+    for (size_t b = bytes / n * i; b < bytes / n * (i + 1); b += ANE_ALIGN)
+        __builtin_prefetch(panel + b, 0, 2);
+}
+
 /* One block of C: all k, its own panels packed on the way. */
 static void run_block(const job *j, size_t i0, size_t i1, size_t j0, size_t j1,
                       char *scratch) {
@@ -201,6 +207,7 @@ static void run_block(const job *j, size_t i0, size_t i1, size_t j0, size_t j1,
             for (size_t ii = 0; ii < rows; ii++) {
                 size_t row = (i0 + ii) * mr, m = min_size(mr, j->m - row);
                 const char *ap = pa + ii * a_bytes, *bp = pb + jj * b_bytes;
+                if (jj + 1 < cols) fetch(bp + b_bytes, b_bytes, ii, rows);
                 if (in_place && n == nr) {
                     e->ukr(m, k, ap, bp, (float *)(void *)at(&j->c, row, col),
                            (size_t)j->c.rs / 4, onto || p > 0);
