@@ -74,6 +74,7 @@ class BuildCore(build_ext):
         include.mkdir(parents=True, exist_ok=True)
         for header in PUBLIC_HEADERS:
             self.replace(CSRC / header, include / Path(header).name)
+        self.write_pkgconfig(package / "pkgconfig" / "anetorch.pc")
         self.generate_python(package)
 
     # -- the C compiler, flags and targets
@@ -211,6 +212,18 @@ class BuildCore(build_ext):
         tmp = dst.with_name(dst.name + ".tmp")
         shutil.copy2(src, tmp)
         os.replace(tmp, dst)
+
+    def write_pkgconfig(self, path: Path) -> None:
+        """For pkg-config, relative to where the package ends up."""
+        name = f"anetorch.{abi()}" if self.mac else f":{self.lib_name()}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("prefix=${pcfiledir}/..\n"
+                        "includedir=${prefix}/include\n\n"
+                        "Name: anetorch\n"
+                        "Description: Apple Neural Engine programs on any machine\n"
+                        f"Version: {version()}\n"
+                        "Cflags: -I${includedir}\n"
+                        f"Libs: -L${{prefix}} -l{name} -Wl,-rpath,${{prefix}}\n")
 
     @staticmethod
     def generate_python(package: Path) -> None:

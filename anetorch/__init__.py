@@ -20,6 +20,7 @@ from anetorch._core import (
     to_fp32,
 )
 from anetorch import coreml, lint
+from anetorch.config import get_include, get_library
 from anetorch.coreml import Model, load
 from anetorch.lint import lint
 from anetorch.runtime import (

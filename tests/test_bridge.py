@@ -237,7 +237,9 @@ def test_bad_calls_are_refused_and_named(lib):
         ((DYN.encode(), len(DYN), None, 0, 2, sizes(60, 29), 1, sizes(36)), "needs 30 bytes"),
         ((DYN.encode(), len(DYN), None, 0, 1, sizes(60), 1, sizes(36)), "has 2 inputs"),
         ((DYN.encode(), len(DYN), None, 0, 0, sizes(60), 1, sizes(36)), "at least one input"),
-        ((DYN.encode(), len(DYN), None, 5, 2, sizes(60, 30), 1, sizes(36)), "NULL"),
+        ((DYN.encode(), len(DYN), None, 0, 2, sizes(60, 0), 1, sizes(36)), "needs 30 bytes"),
+        ((DYN.encode(), len(DYN), None, 0, 2, None, 1, sizes(36)), "at least one input"),
+        ((DYN.encode(), len(DYN), None, 0, 2, sizes(60, 30), -1, sizes(36)), "at least one input"),
     ]:
         before = lib.ane_bridge_get_compile_count()
         assert not lib.ane_bridge_compile(*args)
@@ -262,9 +264,20 @@ def test_named_weights_stay_below_the_model(lib):
     k = compile_with(b"@model_path/weights/weight.bin")
     assert k, error(lib)
     lib.ane_bridge_free(k)
-    for bad in (b"/etc/x", b"@model_path/../x", b"weights/weight.bin", b"@model_path/"):
+    k = compile_with(b"weights/weight.bin")         # a path in the folder, as it stands
+    assert k, error(lib)
+    lib.ane_bridge_free(k)
+    for bad in (b"/etc/x", b"@model_path/../x", b"a/../../x", b"..", b"@model_path//x",
+                b"@model_path/", b"", None):
         assert not compile_with(bad)
         assert "not a path below" in error(lib)
+    assert not compile_with(b"@model_path/weights/other.bin")
+    assert "was not given" in error(lib)
+    assert not lib.ane_bridge_compile_multi_weights(
+        text, len(text), (c_char_p * 2)(b"@model_path/w.bin", b"w.bin"),
+        (c_void_p * 2)(*[ctypes.addressof(buffer)] * 2), sizes(len(data), len(data)), 2, 1,
+        sizes(4096), 1, sizes(8192))
+    assert "both named" in error(lib)
 
 
 def test_c_client_compiles_and_runs(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -18,14 +19,14 @@ import anetorch
 MODULES = ["anetorch.env", "anetorch.costs", "anetorch.data", "anetorch.progress", "anetorch.rundir",
            "anetorch._installed", "anetorch.weights", "anetorch.checkpoint",
            "anetorch.optim", "anetorch.session", "anetorch.generate", "anetorch.dtypes",
-           "anetorch.surface_io"]
+           "anetorch.surface_io", "anetorch.config"]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    result = doctest.testmod(module, extraglobs={"anetorch": anetorch, "np": np},
+    result = doctest.testmod(module, extraglobs={"anetorch": anetorch, "np": np, "os": os},
                              optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0 and result.attempted > 0
 

@@ -35,7 +35,7 @@ SYSTEM_DENIED = re.compile(r"Python\.h|numpy/|Foundation/|CoreFoundation/|IOSurf
 # list, and from its own group only what stands before it. A name ending in "." is a package.
 ORDER = [
     ["_installed"],
-    ["_core", "env", "dtypes"],
+    ["_core", "env", "dtypes", "config"],
     ["surface_io", "images", "sharing", "weights", "package"],
     ["mil.graph", "mil.builder", "mil.ops", "mil", "mil."],
     ["runtime"],

@@ -188,6 +188,7 @@ def test_wheel() -> None:
     assert path.name.startswith(f"anetorch-{anetorch.__version__}-cp311-abi3-")
     names = set(zipfile.ZipFile(path).namelist())
     for wanted in ("_core.abi3.so", "_core.pyi", "py.typed", "include/ane.h", "include/ane_bridge.h",
+                   "pkgconfig/anetorch.pc",
                    "mil/ops.py", "mil/ops.pyi", "__main__.py"):
         assert f"anetorch/{wanted}" in names, wanted
     assert sum(n.startswith("anetorch/libanetorch.") for n in names) == 1

@@ -27,23 +27,27 @@ extern "C" {
 
 typedef struct ANEKernelHandle ANEKernelHandle;
 
-/* 0, or -1 with an error. Idempotent. */
+/* 0, or -1 with an error. Idempotent. Compiling before it fails. */
 ANE_BRIDGE_API int ane_bridge_init(void);
 
 /* Constant weights: none (NULL or length 0), or one blob bound to
- * @model_path/weights/weight.bin. Sizes are bytes, at least what the program needs.
+ * @model_path/weights/weight.bin; copied, so the caller may free it at once. Sizes are
+ * bytes, at least what the program needs; data lies packed, row-major, at the start.
  * NULL on failure. */
 ANE_BRIDGE_API ANEKernelHandle *ane_bridge_compile(
     const char *mil_text, size_t mil_len, const uint8_t *weight_data, size_t weight_len,
     int n_inputs, const size_t *input_sizes, int n_outputs, const size_t *output_sizes);
 
-/* The same with n_weights named blobs ("@model_path/weights/wq.bin", ...). */
+/* The same with n_weights named blobs ("@model_path/weights/wq.bin", ...). A name without
+ * @model_path/ is below the model's folder all the same; absolute names and ".." are
+ * refused. */
 ANE_BRIDGE_API ANEKernelHandle *ane_bridge_compile_multi_weights(
     const char *mil_text, size_t mil_len, const char **weight_names,
     const uint8_t **weight_datas, const size_t *weight_lens, int n_weights, int n_inputs,
     const size_t *input_sizes, int n_outputs, const size_t *output_sizes);
 
-/* Weights are the parameters behind the n_inputs activations; one result. */
+/* Weights are the parameters behind the n_inputs activations, written by write_weight
+ * (index 0 is the first weight) or write_input; one result. */
 ANE_BRIDGE_API ANEKernelHandle *ane_bridge_compile_dyn(
     const char *mil_text, size_t mil_len, int n_inputs, const size_t *input_sizes,
     int n_weights, const size_t *weight_sizes, size_t output_size);
@@ -55,7 +59,7 @@ ANE_BRIDGE_API void ane_bridge_read_output(ANEKernelHandle *kernel, int idx, voi
                                            size_t bytes);
 ANE_BRIDGE_API void ane_bridge_write_weight(ANEKernelHandle *kernel, int idx,
                                             const void *fp16_data, size_t bytes);
-/* count elements, rounded to fp16 (nearest even). */
+/* count elements, rounded to fp16 (nearest even); the weight must be fp16. */
 ANE_BRIDGE_API void ane_bridge_write_weight_f32(ANEKernelHandle *kernel, int idx,
                                                 const float *fp32_data, size_t count);
 /* The whole of one kernel's output into another kernel's input (a copy). */

@@ -22,6 +22,7 @@ struct ANEKernelHandle {
 
 static _Thread_local char last_error[1280];
 static atomic_int compiles;
+static atomic_bool ready;               /* init has succeeded */
 
 static void fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
@@ -43,7 +44,14 @@ static const char *device(void) {
 }
 
 int ane_bridge_init(void) {
+    ane_error err;
     clear();
+    if (atomic_load(&ready)) return 0;
+    if (ane_isa_check(&err)) {
+        fail("[init] %s", err.message);
+        return -1;
+    }
+    atomic_store(&ready, true);
     return 0;
 }
 
@@ -52,6 +60,12 @@ void ane_bridge_reset_compile_count(void) { atomic_store(&compiles, 0); }
 
 /* ---------------------------------------------------------------- compiling */
 
+/* Sizes in the order of the text's parameters; runtime weights come behind the inputs. */
+typedef struct port_sizes {
+    const size_t *first, *second;
+    int n_first, n_second;
+} port_sizes;
+
 typedef struct blobs {
     const char *const *names;
     const uint8_t *const *datas;
@@ -59,13 +73,21 @@ typedef struct blobs {
     int n;
 } blobs;
 
+static const char model_path[] = "@model_path/";
+
+/* A name that does not begin with @model_path/ is a path in the model's folder as it is. */
+static const char *in_folder(const char *name) {
+    size_t n = sizeof model_path - 1;
+    return strncmp(name, model_path, n) ? name : name + n;
+}
+
 /* The caller may free his blobs after the compile: constants keep a copy. */
 static void release_copy(void *arg) { free(arg); }
 
 static ane_status open_blob(void *arg, const char *path, ane_surface **out, ane_error *err) {
     const blobs *b = arg;
     for (int i = 0; i < b->n; i++) {
-        if (strcmp(b->names[i], path)) continue;
+        if (strcmp(in_folder(b->names[i]), in_folder(path))) continue;
         void *copy = malloc(b->lens[i] ? b->lens[i] : 1);
         if (!copy) {
             err->status = ANE_ERR_NOMEM;
@@ -83,7 +105,9 @@ static ane_status open_blob(void *arg, const char *path, ane_surface **out, ane_
     return ANE_ERR_NOT_FOUND;
 }
 
-static bool bind_ports(ANEKernelHandle *h, bool inputs, const size_t *sizes,
+/* One surface per port, of the caller's size. Its data is packed row-major from the start,
+ * whatever the device's own layout is: the request stages a copy where they differ. */
+static bool bind_ports(ANEKernelHandle *h, bool inputs, const port_sizes *sizes,
                        ane_tensor *views, ane_error *err) {
     size_t n = inputs ? h->n_in : h->n_out;
     ane_surface **to = inputs ? h->in : h->out;
@@ -91,16 +115,22 @@ static bool bind_ports(ANEKernelHandle *h, bool inputs, const size_t *sizes,
         const ane_port *p = inputs ? ane_kernel_input(h->kernel, i)
                                    : ane_kernel_output(h->kernel, i);
         const char *what = inputs ? "input" : "output";
-        if (!p->bytes) {
+        size_t first = (size_t)sizes->n_first;
+        size_t given = i < first ? sizes->first[i] : sizes->second[i - first], needed;
+        for (int d = 0; d < p->rank; d++) {
+            if (p->dims[d] >= 0) continue;
             fail("%s %zu ('%s') has no fixed size", what, i, p->name);
             return false;
         }
-        if (sizes[i] < p->bytes) {
-            fail("%s %zu ('%s') needs %zu bytes, got %zu", what, i, p->name, p->bytes,
-                 sizes[i]);
+        if (ane_shape_size(p->dtype, p->rank, p->dims, &needed, err)) {
+            fail("%s %zu ('%s'): %s", what, i, p->name, err->message);
             return false;
         }
-        if (ane_surface_create(ane_memory_default(), sizes[i], NULL, &to[i], err) ||
+        if (given < needed || !given) {
+            fail("%s %zu ('%s') needs %zu bytes, got %zu", what, i, p->name, needed, given);
+            return false;
+        }
+        if (ane_surface_create(ane_memory_default(), given, NULL, &to[i], err) ||
             ane_tensor_init(&views[i], to[i], 0, p->dtype, p->rank, p->dims, err)) {
             fail("%s", err->message);
             return false;
@@ -109,21 +139,25 @@ static bool bind_ports(ANEKernelHandle *h, bool inputs, const size_t *sizes,
     return true;
 }
 
-static ANEKernelHandle *compile(const char *text, size_t n, const blobs *weights, int n_in,
-                                const size_t *in_sizes, int n_out, const size_t *out_sizes,
-                                int n_acts) {
+static ANEKernelHandle *compile(const char *text, size_t n, const blobs *weights,
+                                const port_sizes *in, const port_sizes *out) {
     ane_error err = {0};
     ane_program *program = NULL;
     ANEKernelHandle *h = NULL;
     ane_tensor *views = NULL;
     bool ok = false;
+    if (!atomic_load(&ready)) {
+        fail("ane_bridge_init was not called, or it failed");
+        return NULL;
+    }
     if (!text || !n) {
         fail("no program text");
         return NULL;
     }
-    if (n_in < 1 || n_out < 1 || !in_sizes || !out_sizes) {
-        fail("expected at least one input and one output with their sizes, got %d and %d",
-             n_in, n_out);
+    if (in->n_first < 1 || in->n_second < 0 || out->n_first < 1 || !in->first ||
+        (in->n_second && !in->second) || !out->first) {
+        fail("expected at least one input and one output with their sizes, got %d and %d "
+             "(and %d runtime weights)", in->n_first, out->n_first, in->n_second);
         return NULL;
     }
     ane_parse_options parse = {.size = sizeof parse, .filename = "model.mil",
@@ -134,8 +168,7 @@ static ANEKernelHandle *compile(const char *text, size_t n, const blobs *weights
         goto done;
     }
     h = calloc(1, sizeof *h);
-    views = calloc((size_t)n_in + (size_t)n_out, sizeof *views);
-    if (!h || !views) {
+    if (!h) {
         fail("out of memory");
         goto done;
     }
@@ -143,28 +176,26 @@ static ANEKernelHandle *compile(const char *text, size_t n, const blobs *weights
         fail("%s", err.message);
         goto done;
     }
-    if (ane_kernel_input_count(h->kernel) != (size_t)n_in ||
-        ane_kernel_output_count(h->kernel) != (size_t)n_out) {
-        fail("the program has %zu inputs and %zu outputs, %d and %d were given",
-             ane_kernel_input_count(h->kernel), ane_kernel_output_count(h->kernel), n_in,
-             n_out);
+    size_t n_in = ane_kernel_input_count(h->kernel), n_out = ane_kernel_output_count(h->kernel);
+    size_t given = (size_t)in->n_first + (size_t)in->n_second;
+    if (n_in != given || n_out != (size_t)out->n_first) {
+        fail("the program has %zu inputs and %zu outputs, %zu and %d were given", n_in, n_out,
+             given, out->n_first);
         goto done;
     }
-    h->n_in = (size_t)n_in;
-    h->n_out = (size_t)n_out;
-    h->n_acts = (size_t)n_acts;
-    h->dynamic = n_acts < n_in;
-    h->in = calloc(h->n_in, sizeof *h->in);
-    h->out = calloc(h->n_out, sizeof *h->out);
-    if (!h->in || !h->out) {
+    h->n_in = n_in;
+    h->n_out = n_out;
+    h->n_acts = (size_t)in->n_first;
+    views = calloc(n_in + n_out, sizeof *views);
+    h->in = calloc(n_in, sizeof *h->in);
+    h->out = calloc(n_out, sizeof *h->out);
+    if (!views || !h->in || !h->out) {
         fail("out of memory");
         goto done;
     }
-    if (!bind_ports(h, true, in_sizes, views, &err) ||
-        !bind_ports(h, false, out_sizes, views + n_in, &err))
+    if (!bind_ports(h, true, in, views, &err) || !bind_ports(h, false, out, views + n_in, &err))
         goto done;
-    if (ane_request_create(h->kernel, views, h->n_in, views + n_in, h->n_out, &h->request,
-                           &err)) {
+    if (ane_request_create(h->kernel, views, n_in, views + n_in, n_out, &h->request, &err)) {
         fail("%s", err.message);
         goto done;
     }
@@ -173,14 +204,9 @@ static ANEKernelHandle *compile(const char *text, size_t n, const blobs *weights
 done:
     free(views);
     ane_program_release(program);
-    if (!ok) {
-        char why[sizeof last_error];
-        memcpy(why, last_error, sizeof why);
-        ane_bridge_free(h);
-        memcpy(last_error, why, sizeof why);
-        return NULL;
-    }
-    return h;
+    if (ok) return h;
+    ane_bridge_free(h);
+    return NULL;
 }
 
 ANEKernelHandle *ane_bridge_compile(const char *mil_text, size_t mil_len,
@@ -189,22 +215,18 @@ ANEKernelHandle *ane_bridge_compile(const char *mil_text, size_t mil_len,
                                     const size_t *output_sizes) {
     static const char *const name[] = {"@model_path/weights/weight.bin"};
     clear();
-    if (!weight_data && weight_len) {
-        fail("weight data is NULL, its length %zu", weight_len);
-        return NULL;
-    }
     blobs b = {.names = name, .datas = &weight_data, .lens = &weight_len,
                .n = weight_data && weight_len};
-    return compile(mil_text, mil_len, &b, n_inputs, input_sizes, n_outputs, output_sizes,
-                   n_inputs);
+    port_sizes in = {.first = input_sizes, .n_first = n_inputs};
+    port_sizes out = {.first = output_sizes, .n_first = n_outputs};
+    return compile(mil_text, mil_len, &b, &in, &out);
 }
 
 /* Names become files below the model's folder on a Mac: none may leave it. */
 static bool name_ok(const char *name) {
-    static const char prefix[] = "@model_path/";
-    if (!name || strncmp(name, prefix, sizeof prefix - 1)) return false;
-    const char *p = name + sizeof prefix - 1;
-    if (!*p || *p == '/') return false;
+    if (!name) return false;
+    const char *p = in_folder(name);
+    if (!*p || *p == '/' || *p == '@') return false;
     for (; *p; p += strcspn(p, "/"), p += *p == '/')
         if (!strncmp(p, "..", 2) && (p[2] == '/' || !p[2])) return false;
     return true;
@@ -221,7 +243,7 @@ ANEKernelHandle *ane_bridge_compile_multi_weights(
     }
     for (int i = 0; i < n_weights; i++) {
         if (!name_ok(weight_names[i])) {
-            fail("weight %d: '%s' is not a path below @model_path/", i,
+            fail("weight %d: '%s' is not a path below the model's folder", i,
                  weight_names[i] ? weight_names[i] : "NULL");
             return NULL;
         }
@@ -229,30 +251,30 @@ ANEKernelHandle *ane_bridge_compile_multi_weights(
             fail("weight %d ('%s') has no data", i, weight_names[i]);
             return NULL;
         }
+        for (int j = 0; j < i; j++) {
+            if (strcmp(in_folder(weight_names[i]), in_folder(weight_names[j]))) continue;
+            fail("weights %d and %d are both named '%s'", j, i, weight_names[i]);
+            return NULL;
+        }
     }
     blobs b = {.names = weight_names, .datas = weight_datas, .lens = weight_lens,
                .n = n_weights};
-    return compile(mil_text, mil_len, &b, n_inputs, input_sizes, n_outputs, output_sizes,
-                   n_inputs);
+    port_sizes in = {.first = input_sizes, .n_first = n_inputs};
+    port_sizes out = {.first = output_sizes, .n_first = n_outputs};
+    return compile(mil_text, mil_len, &b, &in, &out);
 }
 
 ANEKernelHandle *ane_bridge_compile_dyn(const char *mil_text, size_t mil_len, int n_inputs,
                                         const size_t *input_sizes, int n_weights,
                                         const size_t *weight_sizes, size_t output_size) {
     clear();
-    if (n_inputs < 1 || n_weights < 0 || n_inputs > 255 || n_weights > 255 || !input_sizes ||
-        (n_weights && !weight_sizes)) {
-        fail("expected 1 to 255 inputs and 0 to 255 weights with their sizes, got %d and %d",
-             n_inputs, n_weights);
-        return NULL;
-    }
-    size_t sizes[510];
-    memcpy(sizes, input_sizes, (size_t)n_inputs * sizeof *sizes);
-    if (n_weights)
-        memcpy(sizes + n_inputs, weight_sizes, (size_t)n_weights * sizeof *sizes);
     blobs none = {0};
-    return compile(mil_text, mil_len, &none, n_inputs + n_weights, sizes, 1, &output_size,
-                   n_inputs);
+    port_sizes in = {.first = input_sizes, .n_first = n_inputs, .second = weight_sizes,
+                     .n_second = n_weights};
+    port_sizes out = {.first = &output_size, .n_first = 1};
+    ANEKernelHandle *h = compile(mil_text, mil_len, &none, &in, &out);
+    if (h) h->dynamic = true;
+    return h;
 }
 
 void ane_bridge_free(ANEKernelHandle *h) {
@@ -364,6 +386,12 @@ void ane_bridge_write_weight_f32(ANEKernelHandle *h, int idx, const float *fp32_
     if (!s) return;
     if (count > SIZE_MAX / 2) {
         fail("[%s] %zu elements are too many", call, count);
+        return;
+    }
+    const ane_port *port = ane_kernel_input(h->kernel, h->n_acts + (size_t)idx);
+    if (port->dtype != ANE_F16) {
+        fail("[%s] weight %d ('%s') is %s, not fp16: write its bytes with write_weight", call,
+             idx, port->name, ane_dtype_mil_name(port->dtype));
         return;
     }
     if (!fits(call, s, fp32_data, 2 * count) || !count) return;
