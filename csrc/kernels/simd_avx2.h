@@ -44,15 +44,48 @@ static inline vf v_load16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si12
 static inline void v_store16(void *p, vf x) {
     _mm_storeu_si128(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
+/* In pieces, too: a copy through memory waits for its own stores. */
 static inline __m128i v_halves_n(const void *p, size_t n) {
-    uint16_t t[8] = {0};
-    memcpy(t, p, n * 2);
-    return _mm_loadu_si128((const void *)t);
+    const char *from = p;
+    uint64_t part[2] = {0, 0}, *to = part;
+    uint32_t two;
+    uint16_t one;
+    if (n >= 8) return _mm_loadu_si128(p);
+    if (n & 4) {
+        memcpy(to++, from, 8);
+        from += 8;
+    }
+    if (n & 2) {
+        memcpy(&two, from, 4);
+        *to = two;
+        from += 4;
+    }
+    if (n & 1) {
+        memcpy(&one, from, 2);
+        *to |= (uint64_t)one << (n & 2 ? 32 : 0);
+    }
+    return _mm_set_epi64x((int64_t)part[1], (int64_t)part[0]);
 }
 static inline void v_put_halves_n(void *p, __m128i x, size_t n) {
-    uint16_t t[8];
-    _mm_storeu_si128((void *)t, x);
-    memcpy(p, t, n * 2);
+    char *to = p;
+    if (n >= 8) {
+        _mm_storeu_si128(p, x);
+        return;
+    }
+    uint64_t part = (uint64_t)_mm_cvtsi128_si64(x);
+    if (n & 4) {
+        memcpy(to, &part, 8);
+        part = (uint64_t)_mm_extract_epi64(x, 1);
+        to += 8;
+    }
+    uint32_t two = (uint32_t)part;
+    if (n & 2) {
+        memcpy(to, &two, 4);
+        two = (uint32_t)(part >> 32);
+        to += 4;
+    }
+    uint16_t one = (uint16_t)two;
+    if (n & 1) memcpy(to, &one, 2);
 }
 static inline vf v_load16_n(const void *p, size_t n) {
     return _mm256_cvtph_ps(v_halves_n(p, n));
