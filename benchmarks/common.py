@@ -63,14 +63,17 @@ def measure(run: Callable[[], object], warmup: int = 2, repeats: int = 7,
             "repeats": repeats}
 
 
-def interleave(candidates: dict[str, Callable[[], object]], repeats: int,
-               warmup: int = 2) -> dict[str, list[float]]:
+def interleave(candidates: dict[str, Callable[[], object]], repeats: int, warmup: int = 2,
+               prepare: dict[str, Callable[[], object]] | None = None) -> dict[str, list[float]]:
     """Seconds of every call: ``repeats`` rounds of all candidates in turn, so that a change of
-    clock or a busy neighbour meets all of them alike; compare within a round. (Peers' idle
-    OpenMP workers must sleep for this: run with KMP_BLOCKTIME=0.)"""
+    clock or a busy neighbour meets all of them alike; compare within a round. ``prepare``
+    runs before a candidate, untimed. (Peers' idle OpenMP workers must sleep for this: run with
+    KMP_BLOCKTIME=0.)"""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for i in range(-warmup, repeats):
         for name, call in candidates.items():
+            if prepare and name in prepare:
+                prepare[name]()
             start = time.perf_counter()
             call()
             if i >= 0:
