@@ -3,46 +3,53 @@
 
 #include <string.h>
 
+/* Fields of Model's oneof besides mlProgram. */
+static const struct {
+    uint32_t field;
+    const char *kind;
+} kinds[] = {
+    {200, "pipeline classifier"},
+    {201, "pipeline regressor"},
+    {202, "pipeline"},
+    {300, "GLM regressor"},
+    {301, "support vector regressor"},
+    {302, "tree ensemble regressor"},
+    {303, "neural network regressor"},
+    {304, "Bayesian probit regressor"},
+    {400, "GLM classifier"},
+    {401, "support vector classifier"},
+    {402, "tree ensemble classifier"},
+    {403, "neural network classifier"},
+    {404, "k-nearest-neighbours classifier"},
+    {500, "neural network"},
+    {501, "item similarity recommender"},
+    {555, "custom model"},
+    {556, "linked model"},
+    {560, "class confidence thresholding"},
+    {600, "one-hot encoder"},
+    {601, "imputer"},
+    {602, "feature vectorizer"},
+    {603, "dictionary vectorizer"},
+    {604, "scaler"},
+    {606, "categorical mapping"},
+    {607, "normalizer"},
+    {609, "array feature extractor"},
+    {610, "non-maximum suppression"},
+    {900, "identity"},
+    {2000, "text classifier"},
+    {2001, "word tagger"},
+    {2002, "vision feature print"},
+    {2003, "sound analysis preprocessing"},
+    {2004, "gazetteer"},
+    {2005, "word embedding"},
+    {2006, "audio feature print"},
+    {3000, "serialized model"},
+};
+
 const char *ane_coreml_model_kind(uint32_t field) {
-    switch (field) {
-    case 200: return "pipeline classifier";
-    case 201: return "pipeline regressor";
-    case 202: return "pipeline";
-    case 300: return "GLM regressor";
-    case 301: return "support vector regressor";
-    case 302: return "tree ensemble regressor";
-    case 303: return "neural network regressor";
-    case 304: return "Bayesian probit regressor";
-    case 400: return "GLM classifier";
-    case 401: return "support vector classifier";
-    case 402: return "tree ensemble classifier";
-    case 403: return "neural network classifier";
-    case 404: return "k-nearest-neighbours classifier";
-    case 500: return "neural network";
-    case 501: return "item similarity recommender";
-    case 555: return "custom model";
-    case 556: return "linked model";
-    case 560: return "class confidence thresholding";
-    case 600: return "one-hot encoder";
-    case 601: return "imputer";
-    case 602: return "feature vectorizer";
-    case 603: return "dictionary vectorizer";
-    case 604: return "scaler";
-    case 606: return "categorical mapping";
-    case 607: return "normalizer";
-    case 609: return "array feature extractor";
-    case 610: return "non-maximum suppression";
-    case 900: return "identity";
-    case 2000: return "text classifier";
-    case 2001: return "word tagger";
-    case 2002: return "vision feature print";
-    case 2003: return "sound analysis preprocessing";
-    case 2004: return "gazetteer";
-    case 2005: return "word embedding";
-    case 2006: return "audio feature print";
-    case 3000: return "serialized model";
-    default: return NULL;
-    }
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (kinds[i].field == field) return kinds[i].kind;
+    return NULL;
 }
 
 /* Grows an arena array by doubling; old blocks stay in the arena, at most as much again. */

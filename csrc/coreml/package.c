@@ -29,6 +29,7 @@ typedef struct reader {
     int32_t n_entries, cap_entries;
     int32_t *buckets;
     uint32_t n_buckets;         /* power of two */
+    int type_depth;
 } reader;
 
 static ane_status no_memory(ane_wire *w) {
@@ -153,6 +154,8 @@ static const ane_type *read_type(ane_wire *parent, const ane_wire_field *field, 
     ane_wire w = ane_wire_message(parent, field);
     ane_wire_field f, g;
     const ane_type *t = NULL, *a = NULL, *b = NULL;
+    if (++r->type_depth > ANE_MAX_TYPE_DEPTH)
+        ane_wire_fail(&w, "types nest deeper than %d", ANE_MAX_TYPE_DEPTH);
     while (ane_wire_next(&w, &f)) {
         if (f.number == 1) {
             t = read_tensor_type(&w, &f, r);
@@ -188,6 +191,8 @@ static const ane_type *read_type(ane_wire *parent, const ane_wire_field *field, 
         }
         if (!e.status && f.number != 3 && (!a || (f.number == 4 && !b)))
             ane_wire_fail(&e, "list, dictionary or state type without an element type");
+        if (!e.status && f.number == 5 && a->kind != ANE_T_TENSOR)
+            ane_wire_fail(&e, "a state holds a tensor");
         if (ane_wire_join(&w, &e)) break;
         switch (f.number) {
         case 2: t = ane_type_list(r->program, a, length); break;
@@ -197,6 +202,7 @@ static const ane_type *read_type(ane_wire *parent, const ane_wire_field *field, 
         }
         if (!t) no_memory(&w);
     }
+    r->type_depth--;
     if (!w.status && !t) ane_wire_fail(&w, "value type of an unknown kind");
     return ane_wire_join(parent, &w) ? NULL : t;
 }
@@ -372,6 +378,21 @@ static const ane_const *read_tensor_value(ane_wire *parent, const ane_wire_field
     return ane_wire_join(parent, &w) ? NULL : c;
 }
 
+/* Whether these are the items of a tuple, list or (key, value, ...) dictionary of type t. */
+static bool items_fit(const ane_type *t, const ane_const *const *items, int n, bool dict) {
+    if (dict ? t->kind != ANE_T_DICT : t->kind != ANE_T_LIST && t->kind != ANE_T_TUPLE)
+        return false;
+    if (t->kind == ANE_T_TUPLE && n != t->n) return false;
+    if (t->kind == ANE_T_LIST && t->length >= 0 && n != t->length) return false;
+    for (int i = 0; i < n; i++) {
+        const ane_type *want = t->kind == ANE_T_TUPLE       ? t->items[i]
+                               : t->kind == ANE_T_DICT && i % 2 ? t->elem2
+                                                            : t->elem;
+        if (!ane_type_compatible(items[i]->type, want)) return false;
+    }
+    return true;
+}
+
 /* TupleValue, ListValue (fields of Value) and DictionaryValue (fields of pairs). */
 static const ane_const *read_items(ane_wire *parent, const ane_wire_field *field,
                                    const ane_type *t, bool dict, reader *r) {
@@ -405,6 +426,11 @@ static const ane_const *read_items(ane_wire *parent, const ane_wire_field *field
         ane_wire_join(&w, &e);
         items[n++] = pair[0];
         items[n++] = pair[1];
+    }
+    if (!w.status && !items_fit(t, items, n, dict)) {
+        char text[ANE_TYPE_TEXT];
+        ane_wire_fail(&w, "%d items do not make a value of type %s", dict ? n / 2 : n,
+                      ane_type_text(t, text, sizeof text));
     }
     if (ane_wire_join(parent, &w)) return NULL;
     const ane_const *c = ane_const_items(r->program, t, items, n, parent->err);

@@ -25,6 +25,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("coremltools")
     group.addoption("--ct-sample", type=int, default=0, help="run this many cases (0: all)")
     group.addoption("--ct-seed", type=int, default=0, help="seed of the sample")
+    group.addoption("--ct-shard", default="0/1", help="K/N: every N-th case from the K-th on")
     group.addoption("--ct-log", default=None, help="write one line per case here")
 
 
@@ -81,6 +82,8 @@ class Predicting:
         if n and n < len(keep):
             chosen = set(random.Random(config.getoption("--ct-seed")).sample(range(len(keep)), n))
             keep = [i for k, i in enumerate(keep) if k in chosen]
+        k, n = (int(part) for part in config.getoption("--ct-shard").split("/"))
+        keep = keep[k::n]
         dropped = set(items) - set(keep)
         config.hook.pytest_deselected(items=[i for i in items if i in dropped])
         items[:] = keep
