@@ -45,7 +45,8 @@ def _number(kind: Callable[[str], float], low: float, high: float,
         except ValueError:
             value = math.nan
         if not low <= value <= high:            # NaN too
-            raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}")
+            most = f" and at most {high}" if value > high and "at most" not in what else ""
+            raise argparse.ArgumentTypeError(f"expected {what}{most}, got {text!r}")
         return value
     return convert
 
@@ -189,11 +190,14 @@ def _train(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     from anetorch.generate import generate
 
-    def emit(piece: str) -> None:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    before = args.prompt        # shown with the first piece: what cannot be continued is not
 
-    emit(args.prompt)
+    def emit(piece: str) -> None:
+        nonlocal before
+        sys.stdout.write(before + piece)
+        sys.stdout.flush()
+        before = ""
+
     generate(args.source, args.prompt, args.max_tokens, args.temperature, args.top_p, args.seed,
              emit)
     emit("\n")

@@ -306,6 +306,8 @@ def read_corpus(paths: Sequence[str | os.PathLike[str]]) -> Corpus:
     >>> len(corpus.train), len(corpus.val)
     (1547, 153)
     """
+    if not all(os.fspath(p) for p in paths):
+        raise InputError("[train] the name of a FILE is empty: name a file with text")
     views = [(os.fspath(p), _open_text(Path(p))) for p in paths]
     source = views[0][0] if len(views) == 1 else f"the text of {len(views)} files"
     if len(views) >= 16:

@@ -10,18 +10,20 @@ What a checkpoint holds is train.py's business; its name and writing are checkpo
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from anetorch import checkpoint
 from anetorch.env import InputError
 
-__all__ = ["RunFolder", "find_run", "newest_checkpoint", "numbered_folders"]
+__all__ = ["RUNS", "RunFolder", "find_run", "newest_checkpoint", "numbered_folders"]
 
 RUNS = Path("anetorch-runs")            # below the working folder
 
@@ -80,7 +82,7 @@ class RunFolder:
             out = find_run(None)
         self.path = Path(out) if out is not None else self._next_number()
         self._lock: int | None = None
-        self._metrics: TextIO | None = None
+        self._metrics: io.FileIO | None = None
         if not resume and not overwrite and (found := self.newest()):
             raise InputError(
                 f"[train] {self.path} holds a checkpoint (step {step_of(found)}): continue it with "
@@ -161,10 +163,22 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
-        """Replaces a small file as a whole."""
+        """Replaces a small file as a whole; where that fails, the old one stays."""
         tmp = self.path / f".{name}.tmp"
-        tmp.write_bytes(data)
-        os.replace(tmp, self.path / name)
+        try:
+            tmp.write_bytes(data)
+            os.replace(tmp, self.path / name)
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                tmp.unlink(missing_ok=True)
+            raise self._unwritten(name, e) from None
+
+    def _unwritten(self, name: str, e: OSError) -> OSError:
+        held = self.newest()
+        still = (f"the checkpoint of step {step_of(held)} is intact" if held
+                 else "there is no checkpoint yet")
+        return OSError(e.errno, f"{os.strerror(e.errno or 0)} ({still}): make room, then continue "
+                                f"with --resume --out {self.path}", str(self.path / name))
 
     # -- metrics
 
@@ -185,13 +199,19 @@ class RunFolder:
         that a killed run made after its last checkpoint are made again."""
         kept = [m for m in self.read_metrics() if m.get("step", 0) <= step]
         self.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept).encode())
-        self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._metrics = open(self.path / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
 
     def log(self, **values: Any) -> None:
-        """Appends one line to the metrics."""
+        """Appends one line to the metrics; JSON has no inf and NaN, they become null."""
         if self._metrics is not None:
-            self._metrics.write(json.dumps(values) + "\n")
-            self._metrics.flush()
+            known = {k: None if isinstance(v, float) and not math.isfinite(v) else v
+                     for k, v in values.items()}
+            rest = (json.dumps(known, allow_nan=False) + "\n").encode()
+            try:
+                while rest:
+                    rest = rest[self._metrics.write(rest):]
+            except OSError as e:
+                raise self._unwritten("metrics.jsonl", e) from None
 
     # -- loss curve
 
@@ -220,5 +240,8 @@ class RunFolder:
         figure.tight_layout()
         image = io.BytesIO()
         FigureCanvasAgg(figure).print_png(image)
-        self.write("loss.png", image.getvalue())
+        try:
+            self.write("loss.png", image.getvalue())
+        except OSError as e:                            # the run itself is done and saved
+            return f"no loss curve: {e.filename}: {e.strerror}"
         return f"loss curve: {self.path / 'loss.png'}"

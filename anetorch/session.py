@@ -46,8 +46,10 @@ class Options:
     overwrite: bool = False
     device: str | None = None
 
-    def settled(self, saved: Mapping[str, Any] | None = None) -> Options:
-        """All fields filled in: from here, then ``saved`` (a checkpoint's), then defaults.
+    def settled(self, saved: Mapping[str, Any] | None = None,
+                positions: int | None = None) -> Options:
+        """All fields filled in: from here, then ``saved`` (a checkpoint's), then defaults;
+        a default ``seq`` keeps to the ``positions`` that the model has.
 
         Raises InputError where an argument contradicts the checkpoint; ``steps`` may grow.
         """
@@ -58,14 +60,16 @@ class Options:
                 raise InputError(f"[train] the checkpoint was made with --{name} {theirs}, not "
                                  f"{mine}: leave --{name} out, or start anew in another --out")
         known = {k: v for k, v in asdict(self).items() if v is not None}
-        o = Options(**{**_defaults(self.model), **saved, **known})
+        defaults = _defaults(self.model)
+        defaults["seq"] = min(defaults["seq"], positions or defaults["seq"])
+        o = Options(**{**defaults, **saved, **known})
         return replace(o, save_every=o.save_every or max(1, o.steps // 4))     # type: ignore[operator]
 
 
 def _defaults(model: str | None) -> dict[str, Any]:
     """Run length and sizes that suit a model: minutes for ``tiny``, else those of the
     reference trainer."""
-    common = {"model": model or "tiny", "seed": 0}
+    common = {"model": "tiny" if model is None else model, "seed": 0}
     if common["model"] == "tiny":
         return common | {"steps": 500, "seq": 128, "batch": 8, "accum": 1, "lr": 3e-3}
     return common | {"steps": 10_000, "seq": 256, "batch": 1, "accum": 10, "lr": 3e-4}
@@ -81,7 +85,7 @@ def resolve_config(name: str) -> tuple[dict[str, Any], bool]:
     if name in PRESETS:
         return Config.preset(name).to_dict(), name != "tiny"
     path = Path(name) / "config.json" if os.path.isdir(name) else Path(name)
-    if not path.exists():
+    if not name or not path.exists():
         raise InputError(f"[train] there is no preset or file {name!r}: presets are "
                          f"{', '.join(PRESETS)}; else give the path of a config.json")
     try:

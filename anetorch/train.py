@@ -31,7 +31,7 @@ from anetorch.generate import sample
 from anetorch.nn.transformer import Config, Model
 from anetorch.optim import AdamW, LossScale, Schedule
 from anetorch.progress import Progress
-from anetorch.rundir import RunFolder, find_run, newest_checkpoint
+from anetorch.rundir import RUNS, RunFolder, find_run, newest_checkpoint
 from anetorch.session import (Options, SavedState, load_state, make_config, memory_needed,
                               resolve_config)
 
@@ -169,10 +169,13 @@ def train(options: Options, say: Callable[[str], None] = print) -> Outcome:
     """
     began = time.monotonic()
     _check_device(options.device)
-    keys, has_vocabulary = resolve_config(options.model or "tiny")
+    if options.out == "":
+        raise InputError("[train] the name of --out is empty: name a folder, or leave --out out")
+    keys, has_vocabulary = resolve_config("tiny" if options.model is None else options.model)
     corpus = read_corpus(options.files) if options.files else default_corpus(say=say)
     saved = _saved_state(options, corpus)
-    o = options.settled(saved.training["options"] if saved else None)
+    o = options.settled(saved.training["options"] if saved else None,
+                        keys.get("max_position_embeddings"))
     corpus.require(o.seq)
     if saved and options.model is None:
         config, vocab, name = saved.config, saved.vocab, "the checkpoint's"
@@ -181,8 +184,8 @@ def train(options: Options, say: Callable[[str], None] = print) -> Outcome:
         config, name = make_config({**keys, "vocab_size": vocab.size}, str(o.model)), str(o.model)
     _check_fit(o, config, saved)
     folder_name = saved.path.parent if saved else o.out
+    _check_room(Path(folder_name or RUNS), config)
     with RunFolder(folder_name, o.resume, o.overwrite) as folder:
-        _check_room(folder.path, config)
         say(f"model: {name}, {config.num_parameters():,} parameters, {config.num_hidden_layers} "
             f"layers, {config.num_attention_heads} heads over {config.num_key_value_heads} "
             f"KV heads, on {o.device or 'cpu'}")
@@ -293,10 +296,14 @@ def _check_fit(o: Options, config: Config, saved: SavedState | None) -> None:
 
 
 def _check_room(folder: Path, config: Config) -> None:
+    """Before the folder is made, so that a full disk leaves nothing behind."""
     need = config.num_parameters() * 12 * 2         # weights and two moments; two are kept
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise InputError(f"[train] {folder} has {gigabytes(free)} free, and two checkpoints take "
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    disk = shutil.disk_usage(there)
+    if need > disk.free and disk.total:             # what is no disk (/proc) has no size
+        raise InputError(f"[train] {folder} has {gigabytes(disk.free)} free, and two checkpoints take "
                          f"{gigabytes(need)}: make room or give another --out")
 
 

@@ -237,6 +237,7 @@ def test_a_training_step_uses_no_numpy() -> None:
     step = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)
                 and n.name == "train_step")
     assert "np." not in ast.unparse(step)
+    assert "numpy" not in (PACKAGE / "optim.py").read_text()
     assert len(ast.unparse(step).splitlines()) <= 40, "one step is readable on one screen"
     assert "numpy" not in (PACKAGE / "optim.py").read_text().lower().replace("numpy arithmetic", "")
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from command import HIDE, PLAIN, SMALL, anetorch, checkpoint, metadata, one_line, tree
 
+from anetorch.rundir import RunFolder
+
 
 # ---------------------------------------------------------------- what a run gives
 
@@ -207,8 +209,8 @@ import resource, sys
 from anetorch import cli, train
 run = train._run
 def limited(*args):
-    # From here on no file may pass 40 kB: a checkpoint has about 240 kB, all others less.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+    # From here on no file may pass that size: a checkpoint has about 240 kB, all others less.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (@SIZE@, resource.RLIM_INFINITY))
     return run(*args)
 train._run = limited
 sys.exit(cli.main(sys.argv[1:]))
@@ -217,8 +219,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def test_a_full_disk_loses_nothing(work: Path) -> None:
     """A limit on the size of files stands in for a full disk: the write fails half-way."""
-    def full(*args: str) -> subprocess.CompletedProcess[str]:
-        return anetorch(*args, cwd=work, command=[sys.executable, "-c", HIDE + FULL_DISK])
+    def full(*args: str, size: int = 40_000) -> subprocess.CompletedProcess[str]:
+        code = HIDE + FULL_DISK.replace("@SIZE@", str(size))
+        return anetorch(*args, cwd=work, command=[sys.executable, "-c", code])
 
     args = ["train", *SMALL, "--out", "run", "--save-every", "100", "--steps"]
     one_line(full(*args, "3"), r"run: checkpoint of step 3: File too large \(none was written\): make "
@@ -229,9 +232,66 @@ def test_a_full_disk_loses_nothing(work: Path) -> None:
     one_line(full(*args, "5", "--resume"), r"\(the checkpoint of step 3 is intact\)")
     assert checkpoint(work / "run").read_bytes() == kept
     assert not list((work / "run").glob(".*tmp*"))
+    # Now its last line of metrics does not fit either; half a line is forgotten on resuming.
+    size = (work / "run" / "metrics.jsonl").stat().st_size
+    assert size > 900                       # config.json is smaller
+    one_line(full(*args, "5", "--resume", size=size - 20),
+             r"run/metrics\.jsonl: File too large \(the checkpoint of step 3 is intact\): make room, "
+             r"then continue with --resume --out run")
+    assert checkpoint(work / "run").read_bytes() == kept
+    assert anetorch(*args, "5", "--resume", cwd=work).returncode == 0
+    lines = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in lines if "loss" in m] == [1, 2, 3, 4, 5]
+    # Not even the first line: there is nothing to go back to.
+    one_line(full("train", *SMALL, "--out", "new", "--steps", "3", size=20),
+             r"new/metrics\.jsonl: File too large \(there is no checkpoint yet\): make room")
+
+
+def test_a_small_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunFolder(tmp_path / "run") as run:
+        run.write("config.json", b"old")
+
+        def half(path: Path, data: bytes) -> None:
+            path.open("wb").write(data[:1])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space left on device .there is no checkpoint yet.: make") as e:
+            run.write("config.json", b"new")
+        assert e.value.filename == str(tmp_path / "run" / "config.json")
+        assert (tmp_path / "run" / "config.json").read_bytes() == b"old"
+        assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [".lock", "config.json"]
+
+
+def test_a_small_disk_is_noticed_before_anything_is_written(work: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    from anetorch.train import InputError, Options, train
+
+    monkeypatch.chdir(work)
+    asked = []
+    usage = shutil.disk_usage(work)
+
+    def small(path: os.PathLike[str]) -> object:
+        asked.append(Path(path))
+        return usage._replace(free=1000)
+
+    monkeypatch.setattr(shutil, "disk_usage", small)
+    before = sorted(work.rglob("*"))
+    for out, there in ((None, "."), ("a/b/c", "."), (str(work / "x"), str(work))):
+        with pytest.raises(InputError, match="has 0.0 MB free, and two checkpoints take 0.5 MB: make"):
+            train(Options(files=("text.txt",), model="micro.json", seq=16, steps=1, out=out))
+        assert asked.pop() == Path(there)
+    assert sorted(work.rglob("*")) == before
 
 
 def test_divergence_is_one_line(work: Path) -> None:
-    done = anetorch("train", *SMALL, "--steps", "200", "--lr", "900", cwd=work)
-    if done.returncode != 0:                # a model this small may survive it
-        one_line(done, "use a smaller --lr")
+    """Weights so large that the first forward pass leaves fp16: no step can help."""
+    keys = json.loads((work / "micro.json").read_text())
+    (work / "huge.json").write_text(json.dumps({**keys, "initializer_range": 1e4}))
+    done = anetorch("train", "text.txt", "--model", "huge.json", "--seq", "16", "--batch", "2", "--steps",
+                    "200", "--out", "run", cwd=work)
+    one_line(done, "training has diverged; use a smaller --lr")
+    # JSON has no NaN: whoever reads the lines must not trip over them.
+    lines = [json.loads(line, parse_constant=pytest.fail)
+             for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(m["loss"] is None for m in lines if "loss" in m)
