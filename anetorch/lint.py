@@ -36,6 +36,7 @@ class Rule:
     message: str
     evidence: str
     rewrite: str
+    numerics: str       # of a rule about values: "modelled" in numerics="ane", or "not modelled"
     fixable: bool
 
 
@@ -57,9 +58,10 @@ class Finding:
         place = f"{self.line}:{self.column}: " if self.line else ""
         detail = f" ({self.detail})" if self.detail else ""
         fixable = " [fixable]" if self.rule.fixable else ""
+        numerics = f' [{self.rule.numerics} by numerics="ane"]' if self.rule.numerics else ""
         return (
             f"{place}{self.severity}: {self.rule.id} {self.rule.name}: {self.what}: "
-            f"{self.rule.message}{detail}{fixable}"
+            f"{self.rule.message}{detail}{numerics}{fixable}"
         )
 
 

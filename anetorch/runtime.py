@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -19,11 +20,19 @@ import numpy as np
 
 from anetorch import _core
 
-__all__ = ["Difference", "Device", "Kernel", "Pipeline", "Port", "Request", "compare",
+__all__ = ["Difference", "Device", "EngineWarning", "Kernel", "Pipeline", "Port", "Request", "compare",
            "compile", "devices", "num_threads", "set_num_threads"]
 
 num_threads = _core.num_threads
 set_num_threads = _core.set_num_threads
+
+
+class EngineWarning(UserWarning):
+    """A program compiled with ``numerics="ane"`` holds operations that the engine refuses.
+
+    They are computed all the same, with fp16 where each begins and ends.
+    `anetorch.lint` lists them with evidence and rewrites.
+    """
 
 
 class Device(NamedTuple):
@@ -143,18 +152,21 @@ class Kernel(_core.Kernel):
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    target: str | None
 
     def __new__(cls, program: Any, *, function: str | None = None, device: str | None = None,
-                numerics: str | None = None, precision: str | None = None,
-                prepack: bool = False) -> Kernel:
+                numerics: str | None = None, target: str | None = None,
+                precision: str | None = None, prepack: bool = False) -> Kernel:
         self = super().__new__(cls, program, function=function, device=device,
-                               numerics=numerics, precision=precision, prepack=prepack)
+                               numerics=numerics, target=target, precision=precision,
+                               prepack=prepack)
         self.inputs = tuple(Port(*p) for p in self._ports(False))
         self.outputs = tuple(Port(*p) for p in self._ports(True))
         # Editing the caller's program later must not change what trace() shows.
         self._program = program.clone()
         self._options = {"function": function, "device": device, "numerics": numerics,
-                         "precision": precision, "prepack": prepack}
+                         "target": target, "precision": precision, "prepack": prepack}
+        self.target = target
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -164,7 +176,14 @@ class Kernel(_core.Kernel):
         def ports(ps: tuple[Port, ...]) -> str:
             return ", ".join(f"{p.name}: {p.dtype}{_shape_text(p.shape)}" for p in ps)
 
-        return f"Kernel({ports(self.inputs)}) -> ({ports(self.outputs)}) on {self.device}"
+        return (f"Kernel({ports(self.inputs)}) -> ({ports(self.outputs)}) on {self.device}"
+                f"{self._arithmetic()}")
+
+    def _arithmetic(self) -> str:
+        """What is said where it is not the device's own."""
+        if self.device != "cpu" or self.numerics == "ieee":
+            return ""
+        return f', numerics="ane" of {self.target or "any chip"}'
 
     def bind(self, inputs: Any, outputs: Any = None) -> Request:
         """A request over these tensors, used in place: dict by name, sequence in declared
@@ -210,7 +229,9 @@ class Kernel(_core.Kernel):
 
         Without arguments the inputs are zeros (all shapes must be known).
         """
-        return Report(self._bound(args, kwargs).profile())
+        report = Report(self._bound(args, kwargs).profile())
+        report.title = f"on {self.device}{self._arithmetic()}"
+        return report
 
     def memory(self, *args: Any, **kwargs: Any) -> dict[str, int]:
         """Bytes of inputs, outputs, constants, packed weights and scratch for these inputs
@@ -235,6 +256,8 @@ class Kernel(_core.Kernel):
 class Report(list):
     """Steps of a profiled run: a list of dicts that prints as a table."""
 
+    title = ""                          # where it ran, and with whose arithmetic
+
     def __str__(self) -> str:
         rows = [("op", "value", "kernel", "us", "GFLOP/s", "GB/s")]
         for s in self:
@@ -243,8 +266,9 @@ class Report(list):
                          f"{s['flops'] / t * 1e-9:.1f}" if t and s["flops"] else "",
                          f"{s['bytes'] / t * 1e-9:.1f}" if t else ""))
         width = [max(len(r[i]) for r in rows) for i in range(6)]
-        return "\n".join("  ".join(c.ljust(w) if i < 3 else c.rjust(w)
-                                   for i, (c, w) in enumerate(zip(r, width))) for r in rows)
+        table = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w)
+                           for i, (c, w) in enumerate(zip(r, width))) for r in rows]
+        return "\n".join([self.title, *table] if self.title else table)
 
     def _repr_html_(self) -> str:
         import html
@@ -256,7 +280,8 @@ class Report(list):
             f"<td>{html.escape(s['kernel'])}</td><td>{s['seconds'] * 1e6:.1f}</td>"
             f"<td>{s['flops'] * 1e-9:.3f}</td><td>{s['bytes'] * 1e-6:.2f}</td></tr>"
             for s in self)
-        return f"<table>{head}{body}</table>"
+        title = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        return f"<table>{title}{head}{body}</table>"
 
 
 def _shape_text(shape: Sequence[int | None]) -> str:
@@ -276,7 +301,7 @@ def _first_nonfinite(values: Mapping[str, Any]) -> tuple[str, tuple[int, ...]] |
 
 def compile(program: Any, weights: Any = None, device: str | None = None,
             numerics: str = "ieee", precision: str = "highest", function: str | None = None,
-            prepack: bool = False) -> Kernel:
+            prepack: bool = False, target: str | None = None) -> Kernel:
     """Compiles a program for a device.
 
     program: a `mil.Program` or MIL text. weights: where a text's weight files are, a folder
@@ -284,6 +309,11 @@ def compile(program: Any, weights: Any = None, device: str | None = None,
     device never falls back. precision speaks of matrix products: "highest" sums fp32 in
     fp32, "high" and "medium" allow faster kernels (see docs). function: None takes "main",
     or the only one. prepack: pack constant weights now instead of at the first run.
+
+    numerics="ane" computes as the engine is known to: fp16 where every operation begins and
+    ends, and its cliffs (docs/numerics.md). target is its chip, "m1" to "m5" or "a14" to
+    "a19"; None has the cliffs of every chip. Operations that the engine refuses are computed,
+    with an EngineWarning.
 
     >>> k = anetorch.compile('''program(1.3) {
     ...   func main<ios18>(tensor<fp16, [1, 8, 1, 32]> x) {
@@ -301,8 +331,19 @@ def compile(program: Any, weights: Any = None, device: str | None = None,
         program = _core.Program.parse(text, weights=weights)
     elif weights is not None:
         raise TypeError("[compile] weights= goes with a MIL text; a Program has its own")
-    return Kernel(program, function=function, device=device, numerics=numerics,
-                  precision=precision, prepack=prepack)
+    kernel = Kernel(program, function=function, device=device, numerics=numerics,
+                    target=target, precision=precision, prepack=prepack)
+    if numerics == "ane" and (refused := _refused(program, target)):
+        warnings.warn(f"[compile] the engine refuses {', '.join(refused)}; see anetorch.lint",
+                      EngineWarning, stacklevel=2)
+    return kernel
+
+
+def _refused(program: Any, target: str | None) -> list[str]:
+    """Names of the operations that were refused when tried."""
+    found = [f["what"].split(" ")[0] for f in _core.lint(program, target)
+             if f["rule"] in ("ANE12", "ANE33")]
+    return sorted(set(found))
 
 
 def _own_states(k: Kernel, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -531,6 +531,8 @@ typedef struct ane_lint_rule {
     const char *message;                /* what happens */
     const char *evidence;               /* who saw it, on what; who contradicts */
     const char *rewrite;                /* what to write instead; "" where unknown */
+    const char *numerics;               /* of a rule about values: whether numerics="ane"
+                                           does it, "modelled" or "not modelled"; else "" */
     bool fixable;                       /* the rewrite is mechanical */
 } ane_lint_rule;
 
@@ -645,7 +647,8 @@ typedef struct ane_compile_options {
     size_t size;                        /* sizeof(ane_compile_options) */
     const char *function;               /* NULL: "main", or the only one */
     const char *device;                 /* NULL: "cpu" */
-    const char *numerics;               /* NULL: "ieee" */
+    const char *numerics;               /* NULL: "ieee"; "ane": imitate the engine */
+    const char *target;                 /* numerics "ane" of which chip, as in ane_lint */
     const char *precision;              /* NULL: "highest"; "high", "medium" */
     bool prepack;
 } ane_compile_options;
@@ -679,6 +682,8 @@ ANE_API size_t ane_kernel_output_count(const ane_kernel *k);
 ANE_API const ane_port *ane_kernel_input(const ane_kernel *k, size_t i);
 ANE_API const ane_port *ane_kernel_output(const ane_kernel *k, size_t i);
 ANE_API const char *ane_kernel_device(const ane_kernel *k);
+/* "ieee", or "ane" for the engine's arithmetic: the engine's own, or imitated on the CPU. */
+ANE_API const char *ane_kernel_numerics(const ane_kernel *k);
 /* Result shapes for these inputs. An output whose shape depends on data has dims -1. */
 ANE_API ane_status ane_kernel_infer(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
                                     ane_port *outputs, size_t n_out, ane_error *err);

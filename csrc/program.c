@@ -3,6 +3,7 @@
 #include "program.h"
 
 #include "base/sync.h"
+#include "ir/target.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
@@ -19,6 +20,7 @@ struct ane_kernel {
     size_t n_in, n_out;
     ane_port *in, *out;
     bool open_shapes;                   /* some output dim needs ane_kernel_infer */
+    bool engine;                        /* the engine's arithmetic, its own or imitated */
 };
 
 static ane_status pick_function(const ane_program *p, const char *name,
@@ -96,15 +98,20 @@ ane_status ane_kernel_compile(const ane_program *p, const ane_compile_options *o
         st = ane_fail(err, ANE_ERR_INVALID,
                       "[compile] unknown numerics \"%s\"; expected \"ieee\" or \"ane\"",
                       numerics);
+    if (!st && opts->target && strcmp(numerics, "ane"))
+        st = ane_fail(err, ANE_ERR_INVALID,
+                      "[compile] target \"%.40s\" goes with numerics=\"ane\"", opts->target);
+    if (!st && !strcmp(numerics, "ane"))
+        st = ane_target_parse(opts->target, &bo.target, "compile", err);
     if (!st) st = ane_backend_find(opts->device, &backend, err);
     if (!st) st = pick_function(p, opts->function, &f, err);
     if (st) return st;
-    snprintf(bo.numerics, sizeof bo.numerics, "%s", numerics);
 
     ane_kernel *k = ane_calloc(1, sizeof *k);
     if (!k) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
     atomic_init(&k->refs, 1);
     k->backend = backend;
+    k->engine = bo.target || backend != &ane_backend_cpu;
     st = ane_function_specialize(f, NULL, &k->program, err);
     if (st) goto done;
     k->fn = k->program->functions;
@@ -160,6 +167,7 @@ const ane_port *ane_kernel_output(const ane_kernel *k, size_t i) {
     return i < k->n_out ? &k->out[i] : NULL;
 }
 const char *ane_kernel_device(const ane_kernel *k) { return k->backend->name; }
+const char *ane_kernel_numerics(const ane_kernel *k) { return k->engine ? "ane" : "ieee"; }
 
 /* "fp16 [1, 8, ?]" */
 static const char *shape_text(ane_dtype dtype, int rank, const int64_t *dims, char *buf,

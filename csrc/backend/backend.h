@@ -12,10 +12,8 @@
 #include "../ir/ir.h"
 #include "../kernels/gemm.h"
 
-#define ANE_BACKEND_NUMERICS 16
-
 typedef struct ane_backend_options {
-    char numerics[ANE_BACKEND_NUMERICS];    /* "ieee", "ane" */
+    unsigned target;                    /* numerics="ane": chips to imitate; 0: "ieee" */
     ane_precision precision;
     bool prepack;
 } ane_backend_options;

@@ -166,14 +166,15 @@ ane_status ane_eval_fail(ane_eval *ev, ane_status st, const char *fmt, ...)
     ANE_PRINTF(3, 4);
 
 /* Runs a function: args parallel to params; results parallel to body outputs, one
- * reference each (NULL all round on failure). Nested blocks cost heap, not stack. Rounds each op's float results to their dtype unless wide. States are
- * passed as args and updated in place. trace, when not NULL, sees every value. */
+ * reference each (NULL all round on failure). Nested blocks cost heap, not stack. Rounds each
+ * op's float results to their dtype unless wide. States are passed as args and updated in place. trace, when not NULL, sees every value. */
 typedef struct ane_walk_options {
     bool wide;
     uint64_t seed;
     void (*trace)(void *arg, const ane_value *v, const ane_rt *r);
     void *trace_arg;
     const ane_run_options *run;
+    unsigned target;                    /* chips whose arithmetic to imitate (target.h); 0 */
 } ane_walk_options;
 ane_status ane_function_eval(const ane_function *f, ane_rt *const *args, ane_rt **results,
                              const ane_walk_options *opts, ane_error *err);

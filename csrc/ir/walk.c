@@ -1,6 +1,7 @@
 /* Runs functions with the reference evaluators. Nested blocks live on a heap stack of
  * frames, so that a program nested a million deep costs memory, never the C stack. */
 #include "ops_fn.h"
+#include "target.h"
 
 #include <string.h>
 #include <time.h>
@@ -138,6 +139,22 @@ static void used(walk *w, const ane_block *b, const ane_value *v) {
         ane_rt_release(s->r);
         s->r = NULL;
     }
+}
+
+/* The value as the target's arithmetic takes it in. One more reference, or a copy. */
+static ane_status narrowed(const walk *w, ane_rt *r, ane_rt **out) {
+    *out = r;
+    if (r->kind != ANE_T_TENSOR || !r->data || !ane_target_narrows(w->opts->target, r->dtype)) {
+        ane_rt_retain(r);
+        return ANE_OK;
+    }
+    ane_rt *own = ane_rt_tensor(r->dtype, r->rank, r->shape);
+    if (!own) return ane_fail(w->err, ANE_ERR_NOMEM, "evaluation: %lld elements",
+                              (long long)r->count);
+    memcpy(own->data, r->data, (size_t)r->count * sizeof *r->data);
+    ane_target_narrow(own);
+    *out = own;
+    return ANE_OK;
 }
 
 /* ---------------------------------------------------------------- frames */
@@ -288,11 +305,21 @@ static ane_status plain_op(walk *w, const ane_block *b, const ane_op *op) {
     int k = 0;
     for (int i = 0; !st && i < n_params; i++) {
         in[i] = flat + k;
-        for (int j = 0; !st && j < op->args[i].n; j++)
-            st = get(w, op->args[i].v[j], &flat[k++]);
+        for (int j = 0; !st && j < op->args[i].n; j++) {
+            const ane_value *v = op->args[i].v[j];
+            ane_rt *r = NULL;
+            st = get(w, v, &r);
+            /* What ops and parameters give is narrow already; parameters of the op itself
+             * (an epsilon) are not its operands. */
+            if (!st && v->konst && !op->row->params[i].is_const) st = narrowed(w, r, &flat[k]);
+            else if (!st) flat[k] = ane_rt_retain(r);
+            k++;
+        }
     }
     if (!st)
         st = eval_op(op, (ane_rt *const *const *)in, out, w->opts->wide, &w->rng, w->err);
+    if (!st && w->opts->target)
+        st = ane_target_results(w->opts->target, op, (ane_rt *const *const *)in, out, w->err);
     for (int i = 0; !st && i < op->n_results; i++) {
         if (w->opts->trace) w->opts->trace(w->opts->trace_arg, op->results[i], out[i]);
         st = put(w, op->results[i], out[i]);
@@ -301,6 +328,7 @@ static ane_status plain_op(walk *w, const ane_block *b, const ane_op *op) {
     }
     for (int i = 0; !st && i < n_params; i++)
         for (int j = 0; j < op->args[i].n; j++) used(w, b, op->args[i].v[j]);
+    for (int i = 0; flat && i < total; i++) ane_rt_release(flat[i]);
     for (int i = 0; out && i < op->n_results; i++) ane_rt_release(out[i]);
     ane_free(out);
     ane_free(flat);
@@ -334,8 +362,10 @@ ane_status ane_function_eval(const ane_function *f, ane_rt *const *args, ane_rt 
     int n = f->body->n_outputs;
     for (int i = 0; i < n; i++) results[i] = NULL;
     for (int i = 0; !st && i < f->n_params; i++) {
-        st = put(&w, f->params[i], ane_rt_retain(args[i]));
-        if (!st && w.opts->trace) w.opts->trace(w.opts->trace_arg, f->params[i], args[i]);
+        ane_rt *r = NULL;
+        st = narrowed(&w, args[i], &r);
+        if (!st) st = put(&w, f->params[i], r);
+        if (!st && w.opts->trace) w.opts->trace(w.opts->trace_arg, f->params[i], r);
     }
     if (!st) st = push(&w, f->body);
     while (!st && (w.n_frames > 1 || w.frames[0].next)) {

@@ -1,17 +1,11 @@
 #include "lint.h"
 
+#include "../ir/target.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Smallest surfaces that somebody saw fail, in bytes: doubtful below, nearly sure below. */
-#define SMALL_PORT (48u * 1024)
-#define TINY_PORT (16u * 1024)
-#define LARGE_DIM 16384
-#define WIDE_INPUT 32000
-#define WORKING_SET (32u << 20)
-#define FP16_NORMAL 6.103515625e-05
 
 #define ALL ANE_CHIP_ALL
 #define M1 ANE_CHIP_M1
@@ -23,11 +17,32 @@
 #define WARNING ANE_WARNING
 #define ERROR ANE_ERROR
 
+/* Rows of target.def as constants that the static table below can hold. */
+enum {
+#define CLIFF(id, value, chips, modelled, what, evidence)                                  \
+    chips_##id = chips, modelled_##id = modelled,
+#include "../ir/target.def"
+};
+#define LIMIT(id, value, what, evidence)                                                   \
+    static const char limit_##id[] = what, limit_evidence_##id[] = evidence;
+#define CLIFF(id, value, chips, modelled, what, evidence)                                  \
+    static const char cliff_##id[] = what, cliff_evidence_##id[] = evidence;
+#define OPERATION(name, verdict, evidence) static const char op_evidence_##name[] = evidence;
+#include "../ir/target.def"
+
 static const ane_lint_rule rules[] = {
 #define RULE(id, name, severity, chips, routes, fixable, message, evidence, rewrite)       \
-    {#id, #name, severity, chips, routes, message, evidence, rewrite, fixable},
+    {#id, #name, severity, chips, routes, message, evidence, rewrite, "", fixable},
+#define LIMIT_RULE(id, name, severity, limit, chips, routes, fixable, rewrite)             \
+    {#id, #name, severity, chips, routes, limit_##limit, limit_evidence_##limit, rewrite,  \
+     "", fixable},
+#define CLIFF_RULE(id, name, severity, cliff, routes, fixable, rewrite)                    \
+    {#id, #name, severity, chips_##cliff, routes, cliff_##cliff, cliff_evidence_##cliff,   \
+     rewrite, modelled_##cliff ? "modelled" : "not modelled", fixable},
+#define OPERATION_RULE(id, name, severity, operation, routes, fixable, message, rewrite)   \
+    {#id, #name, severity, ALL, routes, message, op_evidence_##operation, rewrite, "",     \
+     fixable},
 #include "rules.def"
-#undef RULE
 };
 
 size_t ane_lint_rule_count(void) { return sizeof rules / sizeof *rules; }
@@ -47,6 +62,8 @@ typedef struct walk {
     const ane_program *program;
     const ane_function *function;
     unsigned chips, routes;
+    bool said[ANE_LINT_COUNT];          /* once a function is enough */
+    bool *untried;                      /* the same, by row of the op table */
 } walk;
 
 /* ---------------------------------------------------------------- reporting */
@@ -131,16 +148,16 @@ static void check_ports(walk *w, bool input, ane_value *const *v, int n) {
         }
         before = v[i];
         size_t bytes = port_bytes(t);
-        if (bytes && bytes < SMALL_PORT) {
+        if (bytes && bytes < ANE_LIMIT_SMALL_PORT) {
             snprintf(text, sizeof text, "%zu bytes", bytes);
-            on_port(w, ANE_LINT_ANE05, bytes < TINY_PORT ? ANE_ERROR : ANE_WARNING, input, v[i],
+            on_port(w, ANE_LINT_ANE05, bytes < ANE_LIMIT_TINY_PORT ? ANE_ERROR : ANE_WARNING, input, v[i],
                     text);
         }
         if (bytes && (!largest || bytes > port_bytes(largest->type))) largest = v[i];
         bool dtype_ok = t->dtype == ANE_F16 || t->dtype == ANE_F32 || t->dtype == ANE_BOOL;
         if (!dtype_ok && (input || t->dtype == ANE_I8))
             on_port(w, ANE_LINT_ANE23, ANE_WARNING, input, v[i], ane_dtype_mil_name(t->dtype));
-        if (t->rank != 4 || t->dims[0] != 1) {
+        if (t->rank != ANE_LIMIT_PORT_RANK || t->dims[0] != 1) {
             char type[ANE_TYPE_TEXT];
             on_port(w, ANE_LINT_ANE28, ANE_WARNING, input, v[i],
                     ane_type_text(t, type, sizeof type));
@@ -173,9 +190,6 @@ static bool is_one_of(const char *name, const char *list) {
     return false;
 }
 
-static const char refused[] =
-    "mod sin cos tan asin acos sinh cosh reduce_prod batch_norm avg_pool max_pool gather "
-    "scatter scatter_nd scatter_along_axis logical_and logical_or logical_xor";
 static const char arithmetic[] =
     "add sub mul real_div floor_div mod maximum minimum pow abs sign square exp2 threshold "
     "matmul linear reduce_sum reduce_mean reduce_max reduce_min reduce_prod "
@@ -194,7 +208,7 @@ static void check_dims(walk *w, const ane_op *op) {
     for (int i = 0; i < op->n_results; i++) {
         const ane_type *t = op->results[i]->type;
         for (int d = 0; t->kind == ANE_T_TENSOR && d < t->rank; d++)
-            if (t->dims[d] > LARGE_DIM) {
+            if (t->dims[d] > ANE_LIMIT_LARGE_DIM) {
                 on_op(w, ANE_LINT_ANE19, op, "dimension %d is %lld", d, (long long)t->dims[d]);
                 return;
             }
@@ -209,28 +223,52 @@ static void check_conv(walk *w, const ane_op *op) {
     if (groups != 1) on_op(w, ANE_LINT_ANE17, op, "groups %lld", (long long)groups);
     if (!x || x->type->kind != ANE_T_TENSOR || x->type->rank < 2) return;
     int64_t in = x->type->dims[1];
-    if (in >= WIDE_INPUT) on_op(w, ANE_LINT_ANE18, op, "%lld input channels", (long long)in);
+    if (in >= ANE_LIMIT_WIDE_INPUT) on_op(w, ANE_LINT_ANE18, op, "%lld input channels", (long long)in);
     const ane_type *out = op->results[0]->type;
-    if (in != 512 || (out->rank > 1 && out->dims[1] != 512))
+    if (in != ANE_LIMIT_M3_CONV_CHANNELS ||
+        (out->rank > 1 && out->dims[1] != ANE_LIMIT_M3_CONV_CHANNELS))
         on_op(w, ANE_LINT_ANE20, op, "%lld input channels", (long long)in);
-}
-
-/* begin of a slice along the last axis that is not the whole axis */
-static bool cuts_last_axis(const ane_op *op) {
-    const ane_value *x = ane_op_in(op, "x");
-    const ane_type *out = op->results[0]->type;
-    if (!x || x->type->kind != ANE_T_TENSOR || !x->type->rank || out->rank != x->type->rank)
-        return false;
-    int last = out->rank - 1;
-    return out->dims[last] != x->type->dims[last];
 }
 
 static void check_epsilon(walk *w, const ane_op *op) {
     const ane_value *x = ane_op_in(op, "x");
     double e = ane_op_f64(op, "epsilon", 1);
     if (x && x->type->kind == ANE_T_TENSOR && x->type->dtype == ANE_F16 && e > 0 &&
-        e < FP16_NORMAL)
+        e < ane_cliff_at(ANE_CLIFF_FP16_NORMAL)->value)
         on_op(w, ANE_LINT_ANE36, op, "epsilon %g", e);
+}
+
+static void once(walk *w, ane_lint_id id, const ane_op *op) {
+    if (!w->said[id]) on_op(w, id, op, "%s", "");
+    w->said[id] = true;
+}
+
+/* Where the engine's arithmetic differs, or is not known. */
+static void check_values(walk *w, const ane_op *op) {
+    static const char functions[] =
+        "acos asin atan atanh cos cosh elu erf exp exp2 gelu inverse log pow rsqrt "
+        "scaled_tanh sigmoid silu sin sinh softmax softplus softsign sqrt tan tanh";
+    static const char sums[] =
+        "avg_pool batch_norm conv conv_transpose cumsum einsum gru instance_norm l2_norm "
+        "layer_norm linear local_response_norm lstm matmul reduce_l1_norm reduce_l2_norm "
+        "reduce_log_sum reduce_log_sum_exp reduce_mean reduce_prod reduce_sum "
+        "reduce_sum_square rnn scaled_dot_product_attention softmax";
+    const char *name = op->row->name;
+    const ane_type *out = op->n_results ? op->results[0]->type : NULL;
+    ane_edges e;
+    if (!out || out->kind != ANE_T_TENSOR) return;
+    bool edges = ane_target_edges(w->chips, op, &e);
+    if (!strcmp(name, "round")) {
+        on_op(w, ANE_LINT_ANE38, op, "%s", "");
+        on_op(w, ANE_LINT_ANE39, op, "%s", "");
+    }
+    if (!strcmp(name, "reduce_log_sum_exp")) on_op(w, ANE_LINT_ANE41, op, "%s", "");
+    else if (edges && integer(out->dtype)) on_op(w, ANE_LINT_ANE40, op, "%s", "");
+    else if (edges && e.above == ane_cliff_at(ANE_CLIFF_PRODUCT_OVERFLOW)->value)
+        once(w, ANE_LINT_ANE37, op);
+    if (out->dtype == ANE_F32 && strcmp(name, "cast")) once(w, ANE_LINT_ANE42, op);
+    if (is_one_of(name, sums)) once(w, ANE_LINT_ANE43, op);
+    if (is_one_of(name, functions)) once(w, ANE_LINT_ANE44, op);
 }
 
 /* An argument given, as opposed to one that the table's default stands for. */
@@ -283,8 +321,8 @@ static void check_op(walk *w, const ane_op *op) {
     } else if (is_one_of(name, "batch_norm instance_norm l2_norm")) {
         check_epsilon(w, op);
     }
-    if (is_one_of(name, "slice_by_size slice_by_index split") && cuts_last_axis(op))
-        on_op(w, ANE_LINT_ANE35, op, "%s", "");
+    if (ane_op_cuts_last_axis(op)) on_op(w, ANE_LINT_ANE35, op, "%s", "");
+    check_values(w, op);
     if (!strcmp(name, "mul")) {
         const ane_value *x = ane_op_in(op, "x"), *y = ane_op_in(op, "y");
         const ane_type *a = x->type, *b = y->type, *r = op->results[0]->type;
@@ -292,7 +330,14 @@ static void check_op(walk *w, const ane_op *op) {
             on_op(w, ANE_LINT_ANE26, op, "%lld against %lld", (long long)a->dims[0],
                   (long long)b->dims[0]);
     }
-    if (is_one_of(name, refused)) on_op(w, ANE_LINT_ANE33, op, "%s", "");
+    const char *evidence;
+    ane_verdict verdict = ane_target_verdict(name, &evidence);
+    if (verdict == ANE_OP_REFUSED && strcmp(name, "gelu"))
+        on_op(w, ANE_LINT_ANE33, op, "%s", evidence);
+    if (verdict == ANE_OP_UNTRIED && !w->untried[op->row->index]) {
+        w->untried[op->row->index] = true;
+        on_op(w, ANE_LINT_ANE45, op, "%s", "");
+    }
     const ane_value *x = ane_op_in(op, "x");
     ane_dtype from = x && x->type->kind == ANE_T_TENSOR ? x->type->dtype : ANE_F16;
     const ane_type *out = op->n_results ? op->results[0]->type : NULL;
@@ -353,29 +398,10 @@ static bool has_version(const ane_program *p) {
     return false;
 }
 
-static ane_status parse_target(const char *target, unsigned *chips, ane_error *err) {
-    static const struct {
-        const char *name;
-        unsigned chip;
-    } names[] = {{"m1", ANE_CHIP_M1}, {"m2", ANE_CHIP_M2}, {"m3", ANE_CHIP_M3},
-                 {"m4", ANE_CHIP_M4}, {"m5", ANE_CHIP_M5}, {"a14", ANE_CHIP_M1},
-                 {"a15", ANE_CHIP_M2}, {"a16", ANE_CHIP_M2}, {"a17", ANE_CHIP_M3},
-                 {"a18", ANE_CHIP_M4}, {"a19", ANE_CHIP_M5}};
-    *chips = ANE_CHIP_ALL;
-    if (!target || !*target) return ANE_OK;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (!strcmp(names[i].name, target)) {
-            *chips = names[i].chip;
-            return ANE_OK;
-        }
-    return ane_fail(err, ANE_ERR_INVALID, "[lint] unknown target '%.40s'; expected m1 to m5 "
-                    "or a14 to a19", target);
-}
-
 ane_status ane_lint(const ane_program *p, const char *target, const char *route,
                     ane_findings **out, ane_error *err) {
     walk w = {.program = p, .routes = ANE_ROUTE_INMEMORY};
-    ane_status st = parse_target(target, &w.chips, err);
+    ane_status st = ane_target_parse(target, &w.chips, "lint", err);
     if (st) return st;
     if (route && !strcmp(route, "coreml")) w.routes = ANE_ROUTE_COREML;
     else if (route && strcmp(route, "inmemory"))
@@ -383,7 +409,8 @@ ane_status ane_lint(const ane_program *p, const char *target, const char *route,
                         "[lint] unknown route '%.40s'; expected inmemory or coreml", route);
     ane_findings *f = ane_calloc(1, sizeof *f);
     if (f) f->arena = ane_arena_create();
-    if (!f || !f->arena) {
+    if (f && f->arena) w.untried = ane_arena_alloc(f->arena, ane_op_row_count());
+    if (!w.untried) {
         ane_findings_destroy(f);
         return ane_fail(err, ANE_ERR_NOMEM, "[lint] out of memory");
     }
@@ -394,6 +421,8 @@ ane_status ane_lint(const ane_program *p, const char *target, const char *route,
     for (const ane_function *fn = p->functions; fn; fn = fn->next) {
         char text[128];
         w.function = fn;
+        memset(w.said, 0, sizeof w.said);
+        memset(w.untried, 0, ane_op_row_count());
         if (strcmp(p->version, "1.0") || fn->opset >= 18) {
             snprintf(text, sizeof text, "program(%.20s), %.20s", p->version, fn->opset_tag);
             report(&w, ANE_LINT_ANE30, ANE_INFO, NULL, "function", text);
@@ -407,7 +436,7 @@ ane_status ane_lint(const ane_program *p, const char *target, const char *route,
         check_records(&w, fn->body);
         size_t bytes = check_block(&w, fn->body);
         for (int i = 0; i < fn->n_params; i++) bytes += port_bytes(fn->params[i]->type);
-        if (bytes > WORKING_SET) {
+        if (bytes > ANE_LIMIT_WORKING_SET) {
             snprintf(text, sizeof text, "%.1f MB in values and constants", (double)bytes / 1e6);
             report(&w, ANE_LINT_ANE31, ANE_INFO, NULL, "function", text);
         }

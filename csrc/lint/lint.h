@@ -7,9 +7,11 @@
 #include "../ir/ops.h"
 
 typedef enum ane_lint_id {
-#define RULE(id, name, severity, chips, routes, fixable, message, evidence, rewrite) ANE_LINT_##id,
+#define RULE(id, ...) ANE_LINT_##id,
+#define LIMIT_RULE(id, ...) ANE_LINT_##id,
+#define CLIFF_RULE(id, ...) ANE_LINT_##id,
+#define OPERATION_RULE(id, ...) ANE_LINT_##id,
 #include "rules.def"
-#undef RULE
     ANE_LINT_COUNT
 } ane_lint_id;
 

@@ -35,4 +35,7 @@ static ane_status sweep(ane_block *b, ane_error *err) {
     return ANE_OK;
 }
 
-ane_status ane_pass_dce(ane_function *f, ane_error *err) { return sweep(f->body, err); }
+ane_status ane_pass_dce(ane_function *f, unsigned target, ane_error *err) {
+    (void)target;
+    return sweep(f->body, err);
+}

@@ -1,5 +1,6 @@
 /* Constants: ops all of whose operands are known are evaluated once, at compile time. This
  * is where compressed weights (constexpr_*) are unpacked. */
+#include "group.h"
 #include "pass.h"
 
 #include "../base/f16.h"
@@ -9,7 +10,7 @@
 #define FOLD_MAX (1 << 20)              /* elements; beyond it a constant costs more memory
                                            than computing it costs time */
 
-static bool foldable(const ane_op *op) {
+static bool foldable(const ane_op *op, unsigned target) {
     if (!op->row->eval || op->n_blocks || !op->n_results) return false;
     if (!strncmp(op->row->name, "random_", 7)) return false;
     bool constexpr = !strncmp(op->row->name, "constexpr_", 10);
@@ -19,6 +20,8 @@ static bool foldable(const ane_op *op) {
         if (t->kind != ANE_T_TENSOR || !ane_dtype_size(t->dtype) || !ane_type_static(t))
             return false;
         if (!constexpr && ane_type_count(t) > FOLD_MAX) return false;
+        /* A target's arithmetic is not the evaluator's; stored weights are only unpacked. */
+        if (!constexpr && target && ane_dtype_is_float(t->dtype)) return false;
     }
     for (int p = 0; p < op->row->n_params; p++)
         for (int i = 0; i < op->args[p].n; i++) {
@@ -96,9 +99,9 @@ static ane_status fold(ane_program *p, const ane_op *op, ane_error *err) {
     return st;
 }
 
-ane_status ane_pass_fold(ane_function *f, ane_error *err) {
+ane_status ane_pass_fold(ane_function *f, unsigned target, ane_error *err) {
     for (ane_op *op = f->body->first; op; op = op->next) {
-        if (!foldable(op)) continue;
+        if (!foldable(op, target)) continue;
         ane_status st = fold(f->program, op, err);
         if (st == ANE_ERR_NOMEM) return st;
         /* An evaluation that fails (an index out of range) fails when it is run. */

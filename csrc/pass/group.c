@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-bool ane_fusion_on(const char *name) {
-    return ane_env_flag(ANE_ENV_FUSION) && !ane_env_lists(ANE_ENV_NO_FUSE, name);
+bool ane_fusion_on(const ane_graph *g, const char *name) {
+    return !g->single && ane_env_flag(ANE_ENV_FUSION) && !ane_env_lists(ANE_ENV_NO_FUSE, name);
 }
 
 /* ---------------------------------------------------------------- index */
@@ -87,9 +87,9 @@ ane_status ane_graph_build(const ane_function *f, ane_arena *arena, ane_graph *g
 
 ane_status ane_graph_fuse(ane_graph *g, ane_error *err) {
     ane_status st = ANE_OK;
-    if (ane_fusion_on("product")) st = ane_fuse_product(g, err);
+    if (ane_fusion_on(g, "product")) st = ane_fuse_product(g, err);
     if (!st) st = ane_fuse_rows(g, err);
-    if (!st && ane_fusion_on("chain")) st = ane_fuse_chain(g, err);
+    if (!st && ane_fusion_on(g, "chain")) st = ane_fuse_chain(g, err);
     return st;
 }
 

@@ -47,6 +47,7 @@ typedef struct ane_graph {
     ane_group **group;                  /* by op number; NULL: alone */
     bool *folded;                       /* by op number: a widening cast that all its users
                                            take unconverted */
+    bool single;                        /* no op may join another: numerics that round each */
 } ane_graph;
 
 /* Everything lives in the arena. */
@@ -54,7 +55,7 @@ ane_status ane_graph_build(const ane_function *f, ane_arena *arena, ane_graph *g
                            ane_error *err);
 /* All fusions that are switched on. */
 ane_status ane_graph_fuse(ane_graph *g, ane_error *err);
-bool ane_fusion_on(const char *name);
+bool ane_fusion_on(const ane_graph *g, const char *name);
 
 /* In fuse_*.c; run in this order. */
 ane_status ane_fuse_product(ane_graph *g, ane_error *err);

@@ -4,7 +4,8 @@
 
 #include "../ir/ops.h"
 
-typedef ane_status ane_pass_fn(ane_function *f, ane_error *err);
+/* target: chips whose arithmetic the result is for (ir/target.h); 0: IEEE. */
+typedef ane_status ane_pass_fn(ane_function *f, unsigned target, ane_error *err);
 
 typedef struct ane_pass {
     const char *name;                   /* ANETORCH_DUMP's name */
@@ -12,9 +13,8 @@ typedef struct ane_pass {
 } ane_pass;
 
 /* All of them; each result is verified in debug builds and dumped where asked for. */
-ane_status ane_passes_run(ane_function *f, ane_error *err);
+ane_status ane_passes_run(ane_function *f, unsigned target, ane_error *err);
 
-ane_status ane_pass_fold(ane_function *f, ane_error *err);
-ane_status ane_pass_dce(ane_function *f, ane_error *err);
+ane_pass_fn ane_pass_fold, ane_pass_dce;
 
 #endif

@@ -15,9 +15,9 @@ static void dump(const char *name, const ane_function *f) {
     ane_free(text);
 }
 
-ane_status ane_passes_run(ane_function *f, ane_error *err) {
+ane_status ane_passes_run(ane_function *f, unsigned target, ane_error *err) {
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
-        ane_status st = passes[i].run(f, err);
+        ane_status st = passes[i].run(f, target, err);
         if (st) {
             ane_error_prefix(err, "pass %s: ", passes[i].name);
             return st;

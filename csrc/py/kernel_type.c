@@ -15,13 +15,15 @@ static PyObject *module_of(PyTypeObject *type) {
 }
 
 static PyObject *kernel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"program", "function", "device", "numerics", "precision",
-                            "prepack", NULL};
+    static char *names[] = {"program", "function", "device", "numerics", "target",
+                            "precision", "prepack", NULL};
     PyObject *program;
-    const char *function = NULL, *device = NULL, *numerics = NULL, *precision = NULL;
+    const char *function = NULL, *device = NULL, *numerics = NULL, *target = NULL,
+               *precision = NULL;
     int prepack = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zzzzp:Kernel", names, &program,
-                                     &function, &device, &numerics, &precision, &prepack))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zzzzzp:Kernel", names, &program,
+                                     &function, &device, &numerics, &target, &precision,
+                                     &prepack))
         return NULL;
     PyObject *module = module_of(type);
     if (!module) return NULL;
@@ -29,7 +31,8 @@ static PyObject *kernel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     ane_program *p = ane_py_program(st, program);
     if (!p) return NULL;
     ane_compile_options opts = {.size = sizeof opts, .function = function, .device = device,
-                                .numerics = numerics, .precision = precision,
+                                .numerics = numerics, .target = target,
+                                .precision = precision,
                                 .prepack = prepack != 0};
     /* The lock stays held: another thread could edit the program otherwise. */
     ane_kernel *k = NULL;
@@ -94,6 +97,11 @@ static PyObject *kernel_ports(PyObject *obj, PyObject *arg) {
 static PyObject *kernel_device(PyObject *obj, void *closure) {
     (void)closure;
     return PyUnicode_FromString(ane_kernel_device(((py_kernel *)obj)->kernel));
+}
+
+static PyObject *kernel_numerics(PyObject *obj, void *closure) {
+    (void)closure;
+    return PyUnicode_FromString(ane_kernel_numerics(((py_kernel *)obj)->kernel));
 }
 
 /* ---------------------------------------------------------------- calls */
@@ -270,6 +278,8 @@ static PyMethodDef kernel_methods[] = {
 static PyGetSetDef kernel_getset[] = {
     {"device", kernel_device, NULL, PyDoc_STR("Device that runs it: \"cpu\" or \"ane\"."),
      NULL},
+    {"numerics", kernel_numerics, NULL,
+     PyDoc_STR("\"ieee\", or \"ane\": the engine's arithmetic, its own or imitated."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -13,11 +13,12 @@ static PyObject *rule_dict(const ane_lint_rule *r) {
         Py_XDECREF(s);
     }
     if (!list) return NULL;
-    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:O,s:O,s:s,s:s,s:s,s:O}", "id", r->id, "name",
+    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:O,s:O,s:s,s:s,s:s,s:s,s:O}", "id", r->id, "name",
                          r->name, "severity", severities[r->severity], "chips", list,
                          "inmemory", r->routes & ANE_ROUTE_INMEMORY ? Py_True : Py_False,
                          "coreml", r->routes & ANE_ROUTE_COREML ? Py_True : Py_False, "message",
-                         r->message, "evidence", r->evidence, "rewrite", r->rewrite, "fixable",
+                         r->message, "evidence", r->evidence, "rewrite", r->rewrite, "numerics",
+                         r->numerics, "fixable",
                          r->fixable ? Py_True : Py_False);
 }
 

@@ -97,6 +97,7 @@ struct ane_plan {
     int n_held, cap_held;               /* prebuilt constants of islands */
     ane_rt **held;
     bool walk;                          /* blocks, states: the whole function at once */
+    unsigned target;                    /* chips whose arithmetic it imitates; 0: none */
 };
 
 static inline ane_view *ane_step_out(const ane_step *s, int i) { return &s->views[i]; }
@@ -133,6 +134,7 @@ typedef struct ane_planner {
     struct ane_graph *graph;
     ane_place *places;                  /* by value id */
     uint32_t n_places;
+    bool settled;                       /* the last op's results are the target's already */
     ane_error *err;
 } ane_planner;
 

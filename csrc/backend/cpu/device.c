@@ -44,10 +44,6 @@ static ane_status check_ops(const ane_block *b, ane_error *err) {
 
 static ane_status compile(const ane_function *f, const ane_backend_options *opts, void **exe,
                           ane_error *err) {
-    if (strcmp(opts->numerics, "ieee"))
-        return ane_fail(err, ANE_ERR_UNSUPPORTED,
-                        "[compile] numerics \"%s\" is not there yet; use \"ieee\"",
-                        opts->numerics);
     ane_status st = check_ops(f->body, err);
     if (st) return st;
     cpu_exe *e = ane_calloc(1, sizeof *e);

@@ -3,6 +3,9 @@
 #include "ops.h"
 #include "view.h"
 
+#include "../../ir/target.h"
+
+#include <math.h>
 #include <string.h>
 
 /* ---------------------------------------------------------------- building */
@@ -41,7 +44,7 @@ static ane_status operand(builder *b, const ane_value *given, const ane_type *of
         } else if (given->type->dtype == ANE_BOOL) {
             i->s = ane_const_i64(given->konst, 0) != 0;
         } else {
-            i->s = (float)ane_const_f64(given->konst, 0);
+            i->s = ane_plan_scalar(b->pl, given);
         }
         *reg = i->dst;
         return ANE_OK;
@@ -69,11 +72,11 @@ static ane_status operand(builder *b, const ane_value *given, const ane_type *of
 }
 
 /* The constant of operand `v` as a scalar of a binary float op. */
-static bool scalar_of(const ane_value *v, float *s) {
+static bool scalar_of(const builder *b, const ane_value *v, float *s) {
     if (!v->konst || ane_type_count(v->type) != 1 || !v->konst->data ||
         !ane_dtype_is_float(v->type->dtype))
         return false;
-    *s = (float)ane_const_f64(v->konst, 0);
+    *s = ane_plan_scalar(b->pl, v);
     return true;
 }
 
@@ -133,19 +136,19 @@ static ane_status lower(builder *b, const ane_op *op) {
     ane_ins_fn *fn = ints ? c->g : c->f;
     ANE_ASSERT(fn);
     float s;
-    if (y && fn == ane__do_v2 && scalar_of(y, &s)) {
+    if (y && fn == ane__do_v2 && scalar_of(b, y, &s)) {
         st = operand(b, x, of, &r[0]);
         if (st) return st;
         i = emit(b, ane__do_vs, r[0], -1, -1);
         i->vs = vec->scalar[c->vec];
         i->s = s;
-    } else if (y && fn == ane__do_v2 && scalar_of(x, &s)) {
+    } else if (y && fn == ane__do_v2 && scalar_of(b, x, &s)) {
         st = operand(b, y, of, &r[0]);
         if (st) return st;
         i = emit(b, ane__do_vs, r[0], -1, -1);
         i->vs = vec->rscalar[c->vec];
         i->s = s;
-    } else if (y && c->pow && scalar_of(y, &s) && cheap_power(s)) {
+    } else if (y && c->pow && scalar_of(b, y, &s) && cheap_power(s)) {
         st = operand(b, x, of, &r[0]);
         if (st) return st;
         i = emit(b, ane__do_v1, r[0], -1, -1);
@@ -165,7 +168,7 @@ static ane_status lower(builder *b, const ane_op *op) {
         i = emit(b, fn, r[0], r[1], -1);
         if (fn == ane__do_v1) i->v1 = vec->unary[c->vec];
         if (fn == ane__do_v2) i->v2 = vec->binary[c->vec];
-        i->libm = c->libm;
+        i->libm = ane_target_rounds_away(b->pl->opts->target, op) ? roundf : c->libm;
         i->s = (float)ane_op_f64(op, "alpha", 0);
         i->t = (float)ane_op_f64(op, "beta", 0);
         i->k = (int32_t)ane_op_i64(op, "alpha", 0);

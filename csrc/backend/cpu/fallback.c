@@ -3,6 +3,7 @@
 #include "cpu.h"
 
 #include "../../base/f16.h"
+#include "../../ir/target.h"
 
 #include <math.h>
 #include <string.h>
@@ -168,6 +169,7 @@ typedef struct fallback {
     int *arg_n;
     spot **args;
     spot *results;
+    unsigned target;
 } fallback;
 
 #define HELD_MAX 65536                  /* elements of a constant kept as doubles */
@@ -195,7 +197,11 @@ static ane_status run_fallback(ane_exec *ex, const ane_step *s, ane_error *err) 
             case SPOT_VIEW: flat[k] = rt_of_view(ex, &s->views[a->index], err); break;
             case SPOT_RT: flat[k] = ane_rt_retain(ex->rts[a->index]); break;
             case SPOT_CONST: flat[k] = ane_rt_retain(a->held); break;
-            case SPOT_BIG: flat[k] = ane_rt_from_const(a->konst, err); break;
+            case SPOT_BIG:
+                flat[k] = ane_rt_from_const(a->konst, err);
+                if (flat[k] && f->target && !op->row->params[p].is_const)
+                    ane_target_narrow(flat[k]);
+                break;
             }
             if (!flat[k]) {
                 st = err->status;
@@ -204,6 +210,8 @@ static ane_status run_fallback(ane_exec *ex, const ane_step *s, ane_error *err) 
         }
     }
     st = ane_op_eval(op, (ane_rt *const *const *)in, out, false, &ex->rng, err);
+    if (!st && f->target)
+        st = ane_target_results(f->target, op, (ane_rt *const *const *)in, out, err);
     for (int i = 0; !st && i < op->n_results; i++) {
         const spot *r = &f->results[i];
         if (r->kind == SPOT_VIEW) {
@@ -251,6 +259,8 @@ ane_status ane_plan_fallback(ane_planner *pl, const ane_op *op) {
     if (!f || !views) goto nomem;
     for (int i = 0; i < n_views; i++) views[i].buf = -1;
     f->n_params = n_params;
+    f->target = pl->opts->target;
+    pl->settled = true;
     f->arg_n = ane_arena_alloc(plan->arena, (size_t)n_params * sizeof *f->arg_n);
     f->args = ane_arena_alloc(plan->arena, (size_t)n_params * sizeof *f->args);
     f->results = ane_arena_alloc(plan->arena, (size_t)op->n_results * sizeof *f->results);
@@ -275,6 +285,7 @@ ane_status ane_plan_fallback(ane_planner *pl, const ane_op *op) {
                 where->kind = SPOT_CONST;
                 where->held = ane_rt_from_const(v->konst, pl->err);
                 if (!where->held) return pl->err->status;
+                if (f->target && !op->row->params[p].is_const) ane_target_narrow(where->held);
                 ane_status st = hold(pl, where->held);
                 if (st) return st;
             } else if (place->rt >= 0) {
@@ -349,7 +360,7 @@ static ane_status run_walk(ane_exec *ex, const ane_step *s, ane_error *err) {
         if (!in[i]) goto done;
         in[i]->kind = f->params[i]->type->kind;
     }
-    ane_walk_options opts = {.seed = ex->rng, .run = ex->opts};
+    ane_walk_options opts = {.seed = ex->rng, .run = ex->opts, .target = ex->plan->target};
     st = ane_function_eval(f, in, out, &opts, err);
     for (int i = 0; !st && i < n_in; i++)
         if (f->params[i]->type->kind == ANE_T_STATE)

@@ -17,6 +17,16 @@ ane_status ane_plan_index(ane_planner *pl, const ane_op *op, bool *done);
 /* tile, fill: copies that step 0. */
 ane_status ane_plan_spread(ane_planner *pl, const ane_op *op, bool *done);
 
+/* ops_edges.c: all do nothing without a target (opts->target). What the target makes of the
+ * results that a step has just written; of a shape op's, which then get memory of their own;
+ * of a parameter, in front of everything that reads it. */
+ane_status ane_plan_edges(ane_planner *pl, const ane_op *op);
+ane_status ane_plan_move_edges(ane_planner *pl, const ane_op *op, bool *done);
+ane_status ane_plan_narrow(ane_planner *pl, const ane_value *param);
+/* *data becomes the plan's own copy of a constant where the target takes it in narrowed. */
+ane_status ane_plan_narrow_const(ane_planner *pl, const ane_value *v, const void **data);
+float ane_plan_scalar(const ane_planner *pl, const ane_value *v);       /* of one element */
+
 /* Shape ops. The result as a view of the operand's; false: not a view op, or not without a
  * copy. */
 bool ane_move_view(const ane_op *op, int result, const ane_view *x, ane_view *out);

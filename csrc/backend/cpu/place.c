@@ -44,6 +44,8 @@ static ane_status constant(ane_planner *pl, const ane_value *v, ane_place *place
     int buf = ane_plan_buf(pl, ANE_BUF_CONST, v->konst->bytes);
     if (buf < 0) return ANE_ERR_NOMEM;
     pl->plan->bufs[buf].data = v->konst->data;
+    ane_status st = ane_plan_narrow_const(pl, v, &pl->plan->bufs[buf].data);
+    if (st) return st;
     ane_view_of_type(v->konst->type, buf, &place->at);
     place->placed = true;
     return ANE_OK;

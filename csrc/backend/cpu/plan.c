@@ -190,16 +190,26 @@ static ane_status plan_ops(ane_planner *pl) {
         ane_place *place = &pl->places[f->params[i]->id];
         ane_view_of_tensor(&p->key[i], i, &place->at);
         place->placed = true;
+        ane_status narrow = ane_plan_narrow(pl, f->params[i]);
+        if (narrow) return narrow;
     }
+    g->single = pl->opts->target != 0;
     ane_status st = ane_graph_fuse(g, pl->err);
     if (!st) st = ane_plan_destinations(pl);
     for (int i = 0; i < g->n && !st; i++) {
         const ane_op *op = g->ops[i];
         ane_group *grp = g->group[i];
         /* Shape ops and folded casts are looked at when somebody needs them. */
-        if (all_known(op) || (!grp && (g->folded[i] || ane_op_is_move(op)))) continue;
-        if (!grp) st = plan_alone(pl, i);
-        else if (grp->ops[grp->n - 1] == i) st = plan_group(pl, grp);
+        if (all_known(op) || (!grp && g->folded[i])) continue;
+        bool settled = false;
+        if (!grp && ane_op_is_move(op)) {
+            st = ane_plan_move_edges(pl, op, &settled);
+        } else {
+            pl->settled = false;
+            if (!grp) st = plan_alone(pl, i);
+            else if (grp->ops[grp->n - 1] == i) st = plan_group(pl, grp);
+            if (!st && !pl->settled) st = ane_plan_edges(pl, op);
+        }
         if (st) ane_error_prefix(pl->err, "%s: ", op->n_results ? op->results[0]->name
                                                                 : op->row->name);
     }
@@ -345,13 +355,14 @@ ane_status ane_plan_create(const ane_function *f, const ane_backend_options *opt
     }
     atomic_init(&p->refs, 1);
     p->prepack = opts->prepack;
+    p->target = opts->target;
     p->n_in = f->n_params;
     p->n_out = f->body->n_outputs;
     st = ane_function_for(f, inputs, &p->types, &p->program, err);
     if (st) goto done;
     ane_function *fn = p->program->functions;
     p->fn = fn;
-    st = ane_passes_run(fn, err);
+    st = ane_passes_run(fn, opts->target, err);
     if (st) goto done;
 
     ane_tensor *key = ane_arena_alloc(p->arena, (size_t)(p->n_in + p->n_out) * sizeof *key);
