@@ -26,6 +26,7 @@ from anetorch.lint import lint
 from anetorch.runtime import (
     Device,
     Difference,
+    EngineWarning,
     Kernel,
     Pipeline,
     Port,

@@ -203,7 +203,7 @@ def load(path: str | os.PathLike[str], *, function: str | None = None, **options
 
     Weight files are mapped, not read. ``function`` picks one of several functions (default:
     the model's own default, or ``main``); other keywords go to :func:`anetorch.compile`
-    (``device``, ``numerics``, ``precision``).
+    (``device``, ``numerics``, ``target``, ``precision``).
 
     Raises FileNotFoundError; MILError for a malformed file (file, and byte or line);
     NotImplementedError for a model that is not an ML Program.

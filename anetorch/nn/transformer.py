@@ -39,7 +39,8 @@ class Model:
         device: where projections, attention and feed-forward run; None is the CPU. Norms,
             loss and weight gradients always run on the CPU in fp32.
         precision: of products, "highest", "high" or "medium".
-        numerics: "ieee", or "ane" to round as the engine does.
+        numerics: "ieee", or "ane" for the engine's arithmetic in what would run on it.
+        target: the chip of numerics="ane"; None has the cliffs of every chip.
         seed: of the random initialisation.
         training: without it there are no gradients and no saved activations.
         params: another model's table to share; None makes and initialises one.
@@ -66,6 +67,7 @@ class Model:
         device: str | None = None,
         precision: str = "highest",
         numerics: str = "ieee",
+        target: str | None = None,
         seed: int = 0,
         training: bool = True,
         params: Parameters | None = None,
@@ -74,6 +76,7 @@ class Model:
         self.seq = config.max_position_embeddings if seq is None else seq
         self.dtype = _STORAGE.get(dtype, dtype)
         self.precision, self.numerics, self.training = precision, numerics, training
+        self.target = target
         if self.dtype not in ("float16", "float32"):
             raise ValueError(f"[Model] dtype must be float16 or float32, got {dtype!r}")
         for name, value in (("batch", batch), ("seq", self.seq)):
@@ -170,10 +173,12 @@ class Model:
     def _kernel(self, sizes: programs.Sizes, name: str) -> runtime.Kernel:
         key = (name, sizes)
         if key not in self._kernels:
-            device = None if name in programs.HOST else self.device
+            host = name in programs.HOST
+            numerics, target = ("ieee", None) if host else (self.numerics, self.target)
             self._kernels[key] = runtime.compile(
-                programs.make(name, sizes), device=device, precision=self.precision, numerics=self.numerics
-            )
+                programs.make(name, sizes), device=None if host else self.device,
+                precision=self.precision, numerics=numerics, target=target,
+            )  # fmt: skip
         return self._kernels[key]
 
     def _bind(
