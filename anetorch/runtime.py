@@ -32,6 +32,8 @@ class EngineWarning(UserWarning):
 
     They are computed all the same, with fp16 where each begins and ends.
     `anetorch.lint` lists them with evidence and rewrites.
+
+    >>> warnings.simplefilter("error", anetorch.EngineWarning)          # doctest: +SKIP
     """
 
 
