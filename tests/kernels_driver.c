@@ -252,24 +252,30 @@ static void attentions(const ane_kernels *t) {
         int64_t heads[] = {x[0], x[1], x[1], x[0], x[0], x[0], x[1], x[1]};
         int64_t lens[] = {x[2], x[3], x[3], x[2], x[2], x[2], x[3], x[3]};
         int64_t dims[] = {x[4], x[4], x[5], x[5], x[5], x[4], x[4], x[5]};
-        ane_mat4 m[8];
+        ane_mat5 m[8];
+        ane_span span[150];
+        for (int64_t q = 0; q < x[2]; q++) {
+            int64_t end = q + 1 + x[3] - x[2];
+            span[q] = (ane_span){0, (int32_t)(end < 0 ? 0 : end)};
+        }
         for (int o = 0; o < 8; o++) {
             size_t n = (size_t)(heads[o] * lens[o] * dims[o]);
             bool wide = o >= 3;
-            m[o] = (ane_mat4){malloc(n * (wide ? 4 : 2)), wide ? ANE_F32 : ANE_F16,
-                              {0, 0, 0, wide ? 4 : 2}};
-            m[o].s[2] = dims[o] * m[o].s[3];
-            m[o].s[1] = lens[o] * m[o].s[2];
+            m[o] = (ane_mat5){malloc(n * (wide ? 4 : 2)), wide ? ANE_F32 : ANE_F16,
+                              {0, 0, 0, 0, wide ? 4 : 2}};
+            m[o].s[3] = dims[o] * m[o].s[4];
+            m[o].s[2] = lens[o] * m[o].s[3];
+            m[o].s[1] = m[o].s[2] * heads[o] / x[1];
             for (size_t e = 0; e < n; e++) put(m[o].data, m[o].dtype, e, normal());
         }
         float *lse = malloc((size_t)(x[0] * x[2]) * sizeof(float));
         for (int causal = 0; causal < 2; causal++) {
             ane_attention_args a = {
-                .batch = 1, .heads = x[0], .kv_heads = x[1], .q_len = x[2], .k_len = x[3],
+                .batch = 1, .kv_heads = x[1], .group = x[0] / x[1], .q_len = x[2], .k_len = x[3],
                 .qk_dim = x[4], .v_dim = x[5], .q = m[0], .k = m[1], .v = m[2], .out = m[3],
-                .scale = 0.3f, .causal = causal, .lse = lse,
+                .scale = 0.3f, .span = causal ? span : NULL, .lse = lse,
             };
-            ane_attention_grad_args g = {&a, m[4], m[5], m[6], m[7]};
+            ane_attention_grad_args g = {&a, 0.3f, m[4], m[5], m[6], m[7]};
             CHECK(!ane_attention_with(t, &a, NULL), "%s attention %zu", t->name, i);
             CHECK(!ane_attention_grad_with(t, &g, NULL), "%s gradient %zu", t->name, i);
             for (int o = 3; o < 8; o++)

@@ -88,7 +88,7 @@ def test_forward_and_gradient(table: str, case: tuple[int, ...], kind: str) -> N
         mask[..., 0] = True
     out = strided(np.full((b, h, t, dv), np.nan, "float32"), layout)
     lse = np.full((b, h, t), np.nan, np.float32)
-    T.attention(table, q, k, v, out, scale, kind == "causal", mask, lse)
+    T.attention(table, q, k, v, out, scale, mask, lse, causal=kind == "causal")
     x = [a.astype(np.float64) for a in (q, k, v, dout)]
     wide = mask if mask is None or mask.dtype == bool else mask.astype(np.float64)
     ref, ref_lse, p, kk, vv = reference(*x[:3], scale, kind == "causal", wide)
@@ -105,7 +105,7 @@ def test_forward_and_gradient(table: str, case: tuple[int, ...], kind: str) -> N
 
     dq, dk, dvv = (strided(np.full(s, np.nan, "float32"), layout) for s in
                    ((b, h, t, d), (b, hk, n, d), (b, hk, n, dv)))
-    T.attention(table, q, k, v, out, scale, kind == "causal", mask, lse, dout, dq, dk, dvv)
+    T.attention(table, q, k, v, out, scale, mask, lse, (dout, dq, dk, dvv), kind == "causal")
     rq, rk, rv, _, ds = gradient(*x[:3], scale, kind == "causal", wide, x[3])
     # dS = P (dP - delta) scale: P's error, and the products' own.
     size = np.abs(x[3]) @ np.abs(vv).swapaxes(-1, -2)
@@ -134,11 +134,11 @@ def test_types_and_lse_on_demand(table: str) -> None:
     q, k, v, dout = (rng.standard_normal((1, 2, 40, 16)).astype(np.float16) for _ in range(4))
     wide = [a.astype(np.float64) for a in (q, k, v, dout)]
     out, dq, dk, dv = (np.empty((1, 2, 40, 16), np.float16) for _ in range(4))
-    T.attention(table, q, k, v, out, 0.25, True, None, None)
+    T.attention(table, q, k, v, out, 0.25, None, None, causal=True)
     ref = reference(*wide[:3], 0.25, True, None)[0]
     tolerance.check(out, ref, 2.0**-10 * np.abs(ref) + 2.0**-14, table)
     out[...] = np.nan
-    T.attention(table, q, k, v, out, 0.25, True, None, None, dout, dq, dk, dv)
+    T.attention(table, q, k, v, out, 0.25, None, None, (dout, dq, dk, dv), True)
     for got, want in zip((dq, dk, dv), gradient(*wide[:3], 0.25, True, None, wide[3])[:3],
                          strict=True):
         # delta is taken from the rounded output: u16 |dout . out| per weight
@@ -151,14 +151,14 @@ def test_rows_without_keys_are_nan_and_hurt_nobody(table: str) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((1, 1, n, 8)).astype(np.float32) for n in (70, 40, 40))
     out = np.zeros((1, 1, 70, 8), np.float32)
-    T.attention(table, q, k, v, out, 1.0, True, None, None)
+    T.attention(table, q, k, v, out, 1.0, None, None, causal=True)
     ref = reference(*(a.astype(np.float64) for a in (q, k, v)), 1.0, True, None)[0]
     assert np.isnan(out[0, 0, :30]).all()
     tolerance.check(out[0, 0, 30:], ref[0, 0, 30:], 1e-5 * np.abs(v).max(), table)
     keep = np.ones((1, 1, 70, 40), bool)
     keep[0, 0, 3] = False
     keep[0, 0, 5, :39] = False
-    T.attention(table, q, k, v, out, 1.0, False, keep, None)
+    T.attention(table, q, k, v, out, 1.0, keep, None)
     assert np.isnan(out[0, 0, 3]).all() and not np.isnan(np.delete(out[0, 0], 3, 0)).any()
     assert np.allclose(out[0, 0, 5], v[0, 0, 39])
 
@@ -173,8 +173,8 @@ def test_same_bits_for_every_thread_count() -> None:
         _core.set_num_threads(threads)
         out, lse = np.empty((2, 4, 150, 32), np.float32), np.empty((2, 4, 150), np.float32)
         dq, dk, dv = (np.empty((2, h, 150, 32), np.float32) for h in (4, 2, 2))
-        T.attention(TABLES[-1], q, k, v, out, 0.2, True, None, lse)
-        T.attention(TABLES[-1], q, k, v, out, 0.2, True, None, lse, dout, dq, dk, dv)
+        T.attention(TABLES[-1], q, k, v, out, 0.2, None, lse, causal=True)
+        T.attention(TABLES[-1], q, k, v, out, 0.2, None, lse, (dout, dq, dk, dv), True)
         seen.add(b"".join(a.tobytes() for a in (out, lse, dq, dk, dv)))
     _core.set_num_threads(before)
     assert len(seen) == 1
@@ -182,5 +182,5 @@ def test_same_bits_for_every_thread_count() -> None:
 
 def test_bad_arguments() -> None:
     q, k = np.zeros((1, 3, 4, 8), np.float32), np.zeros((1, 2, 4, 8), np.float32)
-    with pytest.raises(ValueError, match="multiple of kv_heads"):
-        T.attention("scalar", q, k, k, q.copy(), 1.0, False, None, None)
+    with pytest.raises(ValueError, match="multiple of KV heads"):
+        T.attention("scalar", q, k, k, q.copy(), 1.0, None, None)

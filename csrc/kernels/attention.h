@@ -1,42 +1,63 @@
 /* The attention core, streamed: softmax(scale Q K' + mask) V without the [queries, keys]
  * matrix in memory, and its gradient. Memory is linear in the sequence. Operands are fp16,
- * bf16 or fp32 with any strides; sums are fp32. Masked blocks of a causal core are not
+ * bf16 or fp32 with any strides; sums are fp32. Keys that a mask is known to hide are not
  * computed. Same bits for every thread count. */
 #ifndef ANE_ATTENTION_H
 #define ANE_ATTENTION_H
 
 #include "../base/status.h"
 
-/* Element (b, h, t, c) is at data + b*s[0] + h*s[1] + t*s[2] + c*s[3] (bytes). */
-typedef struct ane_mat4 {
+/* Element (batch b, KV head g, r-th query head of its group, position t, channel c) is at
+ * data + b*s[0] + g*s[1] + r*s[2] + t*s[3] + c*s[4] (bytes). Keys and values are shared by a
+ * group: their s[2] is not used. */
+typedef struct ane_mat5 {
     void *data;
     ane_dtype dtype;
-    int64_t s[4];
-} ane_mat4;
+    int64_t s[5];
+} ane_mat5;
+
+/* Which keys a query may see at all: [first, end). */
+typedef struct ane_span {
+    int32_t first, end;
+} ane_span;
 
 typedef struct ane_attention_args {
-    int64_t batch, heads, kv_heads;     /* query head h reads KV head h / (heads/kv_heads) */
+    int64_t batch, kv_heads, group;     /* group: query heads that share a KV head */
     int64_t q_len, k_len, qk_dim, v_dim;
-    ane_mat4 q, k, v, out;              /* q, out by query head; k, v by KV head */
+    ane_mat5 q, k, v, out;
     float scale;
-    bool causal;                        /* query i sees keys up to i + k_len - q_len */
-    /* NULL, or [batch, head, query, key]: floats are added to the scaled scores, bool true
-     * keeps. Strides may be 0. */
-    const ane_mat4 *mask;
-    float *lse;                         /* NULL, or out: [batch, heads, q_len], each row's
-                                           log of the sum of exponentials */
+    /* NULL, or [batch, KV head, group, query, key]; strides may be 0. Floats: mask_scale
+     * times them is added to the scaled scores. Bool: where it is not `keep`, the scaled
+     * score becomes `fill`. */
+    const ane_mat5 *mask;
+    float mask_scale, fill;
+    bool keep;
+    /* NULL, or [q_len] for every head (span_group further on for the next head of a group;
+     * 0: the same): outside of its span a query's masked score is at most `hidden` more than
+     * what it is without the mask, where inside nothing is added when `plain`. Such keys are
+     * left out where that changes nothing: that is checked against the operands' size, as
+     * huge scores show through a finite mask and 0 * inf is NaN. Without a mask a span hides
+     * like -inf. */
+    const ane_span *span;
+    int64_t span_group;
+    float hidden;
+    bool plain;
+    float *lse;                         /* NULL, or out: [batch, kv_heads, group, q_len], each
+                                           row's log of the sum of exponentials */
 } ane_attention_args;
 
-/* A query that sees no key at all gives NaN, as softmax of an empty row does. out must not
+/* A query that sees no key at all gives NaN, as softmax of a row of -inf does. out must not
  * overlap the inputs. */
 ane_status ane_attention(const ane_attention_args *args, ane_error *err);
 
-/* Gradients of the inputs for dout. fwd is what the forward call got: its out and lse are
- * read (where lse is NULL, the forward pass is run again and writes out). dk and dv are by
- * KV head: summed over the query heads that share it. Every output is overwritten. */
+/* Gradients of the inputs for dout: dS = dscale P (dout V' - sum(dout out)), dQ = dS K,
+ * dK = dS' Q, dV = P' dout. fwd is what the forward call got: its out and lse are read
+ * (where lse is NULL, the forward pass is run again and writes out). dk and dv are summed
+ * over a group. An output with no data is not wanted; the others are overwritten. */
 typedef struct ane_attention_grad_args {
     const ane_attention_args *fwd;
-    ane_mat4 dout, dq, dk, dv;
+    float dscale;
+    ane_mat5 dout, dq, dk, dv;
 } ane_attention_grad_args;
 ane_status ane_attention_grad(const ane_attention_grad_args *args, ane_error *err);
 

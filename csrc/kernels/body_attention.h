@@ -31,6 +31,15 @@ static void attn_forward(float *s, size_t keys, size_t w, float scale, float *m,
     }
 }
 
+/* s = scale s + by m: scores under an explicit mask. */
+static void attn_mask(float *s, const float *mask, size_t n, float scale, float by) {
+    vf a = v_set1(scale), b = v_set1(by);
+    size_t i = 0;
+    for (; i + VW <= n; i += VW)
+        v_storeu(s + i, v_add(v_mul(v_loadu(s + i), a), v_mul(v_loadu(mask + i), b)));
+    for (; i < n; i++) s[i] = s[i] * scale + mask[i] * by;
+}
+
 /* o[row][w] *= fix[w] */
 static void attn_rescale(float *o, size_t rows, size_t w, const float *fix) {
     for (size_t j = 0; j < w; j += VW) {
@@ -40,18 +49,18 @@ static void attn_rescale(float *o, size_t rows, size_t w, const float *fix) {
     }
 }
 
-/* In: scores s and dp = dL/dP. Out: s = P = exp(scale s - lse), dp = dL/dscores before the
- * scale's own factor: P (dp - delta) scale. */
-static void attn_backward(float *s, float *dp, size_t keys, size_t w, float scale,
+/* In: scores s and dp = dL/dP. Out: s = P = exp(scale s - lse), dp = dL/dscores, which are
+ * `by` times P (dp - delta). */
+static void attn_backward(float *s, float *dp, size_t keys, size_t w, float scale, float by,
                           const float *lse, const float *delta) {
-    vf by = v_set1(scale);
+    vf a = v_set1(scale), b = v_set1(by);
     for (size_t j = 0; j < w; j += VW) {
         vf top = v_loadu(lse + j), d = v_loadu(delta + j);
         for (size_t i = 0; i < keys; i++) {
             size_t at = i * w + j;
-            vf p = f_exp(v_sub(v_mul(v_loadu(s + at), by), top));
+            vf p = f_exp(v_sub(v_mul(v_loadu(s + at), a), top));
             v_storeu(s + at, p);
-            v_storeu(dp + at, v_mul(v_mul(p, by), v_sub(v_loadu(dp + at), d)));
+            v_storeu(dp + at, v_mul(v_mul(p, b), v_sub(v_loadu(dp + at), d)));
         }
     }
 }

@@ -67,7 +67,8 @@ typedef struct ane_kernels {
     void (*attn_forward)(float *s, size_t keys, size_t w, float scale, float *m, float *l,
                          float *fix);
     void (*attn_rescale)(float *o, size_t rows, size_t w, const float *fix);
-    void (*attn_backward)(float *s, float *dp, size_t keys, size_t w, float scale,
+    void (*attn_mask)(float *s, const float *mask, size_t n, float scale, float by);
+    void (*attn_backward)(float *s, float *dp, size_t keys, size_t w, float scale, float by,
                           const float *lse, const float *delta);
     /* `loops` rounds of fused multiply-adds in registers, each of `peak_flops` operations:
      * what fractions of peak are measured against. The result only defeats the optimiser. */

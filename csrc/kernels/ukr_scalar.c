@@ -37,5 +37,6 @@ const ane_kernels ane_kernels__scalar = {
     .name = ISA_NAME, .entries = entries, .n_entries = 1, .vec = &vec_table,
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
-    .attn_backward = attn_backward, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .attn_mask = attn_mask, .attn_backward = attn_backward,
+    .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };

@@ -5,6 +5,7 @@
 #include "../base/sync.h"
 #include "../kernels/kernels.h"
 
+#include <math.h>
 #include <string.h>
 
 static const ane_kernels *table_of(const char *name) {
@@ -352,8 +353,8 @@ static PyObject *py_parallel(PyObject *self, PyObject *args) {
     return Py_BuildValue("(Ni)", out, c.top);
 }
 
-/* [batch, heads, positions, channels], any strides. */
-static int mat4_of(PyObject *obj, ane_mat4 *out, int64_t *dims) {
+/* [batch, heads, positions, channels], any strides; `group` heads make a group. */
+static int mat5_of(PyObject *obj, ane_mat5 *out, int64_t *dims, int64_t group) {
     if (!PyArray_Check(obj) || PyArray_NDIM((PyArrayObject *)obj) != 4) {
         PyErr_SetString(PyExc_TypeError, "expected a 4-D ndarray");
         return -1;
@@ -361,9 +362,11 @@ static int mat4_of(PyObject *obj, ane_mat4 *out, int64_t *dims) {
     PyArrayObject *a = (PyArrayObject *)obj;
     out->data = PyArray_DATA(a);
     for (int i = 0; i < 4; i++) {
-        out->s[i] = PyArray_STRIDE(a, i);
+        out->s[i < 2 ? i : i + 1] = PyArray_STRIDE(a, i);
         dims[i] = PyArray_DIM(a, i);
     }
+    out->s[2] = out->s[1];
+    out->s[1] *= group;
     if (PyArray_TYPE(a) == NPY_BOOL) {
         out->dtype = ANE_BOOL;
         return 0;
@@ -371,38 +374,66 @@ static int mat4_of(PyObject *obj, ane_mat4 *out, int64_t *dims) {
     return float_type(a, &out->dtype);
 }
 
-/* attention(table, q, k, v, out, scale, causal, mask, lse[, dout, dq, dk, dv]) */
-static PyObject *py_attention(PyObject *self, PyObject *args) {
+/* attention(table, q, k, v, out, scale, mask, lse, grads=(), **rest) */
+static PyObject *py_attention(PyObject *self, PyObject *args, PyObject *kw) {
+    static char *names[] = {"table", "q", "k", "v", "out", "scale", "mask", "lse", "grads",
+                            "causal", "span", "hidden", "plain", "fill", "keep", "mask_scale",
+                            "dscale", NULL};
     const char *table;
-    PyObject *o[6], *lse, *grads[4] = {NULL, NULL, NULL, NULL};
-    float scale;
-    int causal;
+    PyObject *o[5], *lse, *grads = NULL, *span = NULL;
+    float scale, hidden = -INFINITY, fill = -INFINITY, mask_scale = 1, dscale = NAN;
+    int causal = 0, plain = 0, keep = 1;
     (void)self;
-    if (!PyArg_ParseTuple(args, "sOOOOfpOO|OOOO", &table, &o[0], &o[1], &o[2], &o[3], &scale,
-                          &causal, &o[4], &lse, &grads[0], &grads[1], &grads[2], &grads[3]))
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "sOOOOfOO|O!pOfpfpff", names, &table, &o[0],
+                                     &o[1], &o[2], &o[3], &scale, &o[4], &lse, &PyTuple_Type,
+                                     &grads, &causal, &span, &hidden, &plain, &fill, &keep,
+                                     &mask_scale, &dscale))
         return NULL;
     const ane_kernels *t = table_of(table);
     if (!t) return NULL;
-    ane_attention_args a = {.scale = scale, .causal = causal != 0};
-    ane_mat4 mask;
-    int64_t dq[4], dk[4], dv[4], unused[4];
-    if (mat4_of(o[0], &a.q, dq) || mat4_of(o[1], &a.k, dk) || mat4_of(o[2], &a.v, dv) ||
-        mat4_of(o[3], &a.out, unused) || (o[4] != Py_None && mat4_of(o[4], &mask, unused)))
+    ane_attention_args a = {.scale = scale, .mask_scale = mask_scale, .fill = fill,
+                            .keep = keep != 0, .hidden = hidden, .plain = plain != 0};
+    ane_mat5 mask;
+    int64_t q[4], k[4], v[4], unused[4];
+    if (mat5_of(o[1], &a.k, k, 1) || mat5_of(o[2], &a.v, v, 1) ||
+        mat5_of(o[0], &a.q, q, 1))
+        return NULL;
+    if (!k[1] || q[1] % k[1]) {
+        PyErr_SetString(PyExc_ValueError, "heads must be a multiple of KV heads");
+        return NULL;
+    }
+    int64_t group = q[1] / k[1];
+    if (mat5_of(o[0], &a.q, q, group) || mat5_of(o[3], &a.out, unused, group) ||
+        (o[4] != Py_None && mat5_of(o[4], &mask, unused, group)))
         return NULL;
     if (o[4] != Py_None) a.mask = &mask;
-    a.batch = dq[0], a.heads = dq[1], a.kv_heads = dk[1];
-    a.q_len = dq[2], a.k_len = dk[2], a.qk_dim = dq[3], a.v_dim = dv[3];
+    a.batch = q[0], a.kv_heads = k[1], a.group = group;
+    a.q_len = q[2], a.k_len = k[2], a.qk_dim = q[3], a.v_dim = v[3];
     if (lse != Py_None) a.lse = PyArray_DATA((PyArrayObject *)lse);
-    ane_attention_grad_args g = {.fwd = &a};
+    ane_attention_grad_args g = {.fwd = &a, .dscale = isnan(dscale) ? scale : dscale};
+    ane_mat5 *to[] = {&g.dout, &g.dq, &g.dk, &g.dv};
+    for (int i = 0; grads && i < 4; i++) {
+        if (i >= PyTuple_Size(grads) || PyTuple_GetItem(grads, i) == Py_None) continue;
+        if (mat5_of(PyTuple_GetItem(grads, i), to[i], unused, i < 2 ? group : 1)) return NULL;
+    }
+    ane_span *made = NULL;
+    if (span && span != Py_None) {
+        a.span = PyArray_DATA((PyArrayObject *)span);   /* int32 [q_len, 2] */
+    } else if (causal) {
+        a.span = made = PyMem_Malloc((size_t)(a.q_len + 1) * sizeof *made);
+        if (!made) return PyErr_NoMemory();
+        for (int64_t i = 0; i < a.q_len; i++) {
+            int64_t end = i + 1 + a.k_len - a.q_len;
+            made[i] = (ane_span){0, (int32_t)(end < 0 ? 0 : end > a.k_len ? a.k_len : end)};
+        }
+    }
     ane_error err = {0};
     ane_status st;
-    if (grads[3] && (mat4_of(grads[0], &g.dout, unused) || mat4_of(grads[1], &g.dq, unused) ||
-                     mat4_of(grads[2], &g.dk, unused) || mat4_of(grads[3], &g.dv, unused)))
-        return NULL;
     Py_BEGIN_ALLOW_THREADS
-    if (grads[3]) st = ANE_INTERNAL(ane_attention_grad_with)(t, &g, &err);
+    if (grads && PyTuple_Size(grads)) st = ANE_INTERNAL(ane_attention_grad_with)(t, &g, &err);
     else st = ANE_INTERNAL(ane_attention_with)(t, &a, &err);
     Py_END_ALLOW_THREADS
+    PyMem_Free(made);
     if (st) {
         PyErr_SetString(PyExc_ValueError, err.message);
         return NULL;
@@ -437,9 +468,10 @@ static PyMethodDef methods[] = {
     {"vec", py_vec, METH_VARARGS,
      PyDoc_STR("vec(table, name, y, x, b=None, s=0.0, t=0.0) -> float or None")},
     {"vec_names", py_vec_names, METH_NOARGS, PyDoc_STR("vec_names() -> (unary, binary)")},
-    {"attention", py_attention, METH_VARARGS,
-     PyDoc_STR("attention(table, q, k, v, out, scale, causal, mask, lse[, dout, dq, dk, dv])"
-               "\n\nForward; with four more arrays the gradient.")},
+    {"attention", (PyCFunction)(void (*)(void))py_attention, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("attention(table, q, k, v, out, scale, mask, lse, grads=(), causal=False, "
+               "span=None, hidden=-inf, plain=False, fill=-inf, keep=True, mask_scale=1, "
+               "dscale=scale)\n\nForward; with grads = (dout, dq, dk, dv) the gradient.")},
     {"peak", py_peak, METH_VARARGS, PyDoc_STR("peak(table, seconds=1e-3) -> GFLOP/s")},
     {"parallel", py_parallel, METH_VARARGS,
      PyDoc_STR("parallel(n, depth=0) -> (runs per i, largest worker index)")},
