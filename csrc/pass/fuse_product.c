@@ -114,7 +114,7 @@ ane_status ane_fuse_product(ane_graph *g, ane_error *err) {
     for (int i = 0; i < g->n; i++) {
         const ane_op *op = g->ops[i];
         if (widening(op) && feeds_products_only(g, op->results[0])) g->folded[i] = true;
-        if (!ane_op_is_product(op) || op->results[0]->konst) continue;
+        if (!ane_op_is_product(op) || g->group[i] || op->results[0]->konst) continue;
         ane_group *grp = ane_group_new(g, ANE_GROUP_PRODUCT);
         if (!grp || !ane_group_add(g, grp, i))
             return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");

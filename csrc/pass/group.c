@@ -87,7 +87,8 @@ ane_status ane_graph_build(const ane_function *f, ane_arena *arena, ane_graph *g
 
 ane_status ane_graph_fuse(ane_graph *g, ane_error *err) {
     ane_status st = ANE_OK;
-    if (ane_fusion_on(g, "product")) st = ane_fuse_product(g, err);
+    if (ane_fusion_on(g, "attention")) st = ane_fuse_attention(g, err);
+    if (!st && ane_fusion_on(g, "product")) st = ane_fuse_product(g, err);
     if (!st) st = ane_fuse_rows(g, err);
     if (!st && ane_fusion_on(g, "chain")) st = ane_fuse_chain(g, err);
     return st;
@@ -116,6 +117,7 @@ bool ane_group_add(ane_graph *g, ane_group *grp, int op) {
     int at = grp->n++;
     for (; at > 0 && grp->ops[at - 1] > op; at--) grp->ops[at] = grp->ops[at - 1];
     grp->ops[at] = op;
+    grp->at = grp->ops[grp->n - 1];
     g->group[op] = grp;
     return true;
 }
@@ -149,6 +151,19 @@ bool ane_op_is_squeeze(const ane_op *op) {
 const ane_value *ane_value_through(const ane_value *v) {
     while (!v->konst && v->def && ane_op_is_squeeze(v->def)) v = ane_op_in(v->def, "x");
     return v;
+}
+
+bool ane_op_is_repeat(const ane_op *op) {
+    if (op->n_results != 1 || op->results[0]->konst ||
+        op->results[0]->type->kind != ANE_T_TENSOR || !ane_type_static(op->results[0]->type))
+        return false;
+    if (!strcmp(op->row->name, "tile"))
+        return ane_op_const(op, "reps") && ane_type_static(ane_op_in(op, "x")->type);
+    if (strcmp(op->row->name, "concat") || ane_op_bool(op, "interleave", false)) return false;
+    const ane_arg *a = ane_op_arg(op, "values");
+    for (int i = 1; i < a->n; i++)
+        if (a->v[i] != a->v[0]) return false;
+    return a->n > 1 && a->v[0]->type->rank > 0;
 }
 
 int ane_value_only_user(const ane_graph *g, const ane_value *v) {

@@ -1,8 +1,9 @@
 /* Fusion as grouping: a pass says which ops a device may compute as one step; the graph
  * itself stays as it was. An op outside every group is a step of its own. A group runs
- * where its last op stands, so nobody may need one of its values before that.
+ * where its last op stands (or at `at`), so nobody may need one of its values before that.
  *
  * Each kind has its own off switch in ANETORCH_NO_FUSE, named as here:
+ *     attention softmax(scale Q K' + mask) V and its derivative, streamed
  *     product   bias, scale, activation, residual and casts around a matrix product
  *     softmax   scale and mask (any chain) in front of a softmax
  *     reduce    a chain in front of a reduction
@@ -14,7 +15,8 @@
 #include "../ir/ops.h"
 
 typedef enum ane_group_kind {
-    ANE_GROUP_CHAIN, ANE_GROUP_PRODUCT, ANE_GROUP_REDUCE, ANE_GROUP_SOFTMAX
+    ANE_GROUP_CHAIN, ANE_GROUP_PRODUCT, ANE_GROUP_REDUCE, ANE_GROUP_SOFTMAX,
+    ANE_GROUP_ATTENTION
 } ane_group_kind;
 
 /* act(alpha * x y + bias) + beta * residual, in this order. */
@@ -25,13 +27,39 @@ typedef struct ane_product {
     const ane_value *out;               /* what the group leaves */
 } ane_product;
 
+/* The matrices in the last two dims of a value, swapped when t. v NULL: none. */
+typedef struct ane_side {
+    const ane_value *v;
+    bool t;
+} ane_side;
+
+/* out = softmax(scale q k' + mask) v with q [queries, qk_dim], k [keys, qk_dim], v [keys,
+ * v_dim], out [queries, v_dim] below the batch dims of `scores`; and the derivative for dout
+ * (see pass/fuse_attention.c), whose scores get the factor dscale. Results may be missing:
+ * of the derivative q, k, dout and v are there whenever one result is. */
+typedef struct ane_attention_core {
+    ane_side q, k, v, out, dout, dq, dk, dv;
+    const ane_value *last[4];           /* where out, dq, dk, dv end up behind shape ops */
+    const ane_type *scores;             /* batch dims, and two more */
+    int64_t queries, keys, qk_dim, v_dim;
+    double scale, dscale;
+    ane_side mask;                      /* floats: mask_scale * mask is added to the scaled
+                                           scores; bool: where it is not `keep`, they are fill */
+    const ane_type *mask_over;          /* what it is broadcast to, before the swap */
+    double mask_scale, fill;
+    bool keep;
+} ane_attention_core;
+
 typedef struct ane_group {
     ane_group_kind kind;
     int n, cap;
     int *ops;                           /* indices, ascending */
+    int at;                             /* index it runs at: the last one, or earlier where
+                                           what follows only moves */
     int core;                           /* index of the product, reduction, softmax; or -1 */
     bool dead;                          /* merged into another group */
     ane_product product;
+    const ane_attention_core *attention;
 } ane_group;
 
 /* The body's ops by number, who uses what, and the groups so far. */
@@ -58,6 +86,7 @@ ane_status ane_graph_fuse(ane_graph *g, ane_error *err);
 bool ane_fusion_on(const ane_graph *g, const char *name);
 
 /* In fuse_*.c; run in this order. */
+ane_status ane_fuse_attention(ane_graph *g, ane_error *err);
 ane_status ane_fuse_product(ane_graph *g, ane_error *err);
 ane_status ane_fuse_rows(ane_graph *g, ane_error *err);
 ane_status ane_fuse_chain(ane_graph *g, ane_error *err);
@@ -71,6 +100,8 @@ const ane_value *ane_value_through(const ane_value *v);
 bool ane_shape_same_but_ones(const ane_type *a, const ane_type *b);
 bool ane_dtype_is_float(ane_dtype d);           /* fp16, bf16, fp32: what steps compute in */
 bool ane_op_is_product(const ane_op *op);       /* a matmul or linear of floats */
+/* Copies of x along a dim: a tile, or a concat of one value (whose x is values[0]). */
+bool ane_op_is_repeat(const ane_op *op);
 /* The only op that uses v, looking through squeezes; -1: none or several, or an output. */
 int ane_value_only_user(const ane_graph *g, const ane_value *v);
 /* Do all users outside grp stand after op number `after`? */

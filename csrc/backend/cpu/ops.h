@@ -12,6 +12,7 @@ ane_status ane_plan_chain(ane_planner *pl, const ane_graph *g, const ane_group *
 ane_status ane_plan_reduce(ane_planner *pl, const ane_graph *g, const ane_group *grp);
 ane_status ane_plan_softmax(ane_planner *pl, const ane_graph *g, const ane_group *grp);
 ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group *grp);
+ane_status ane_plan_attention(ane_planner *pl, const ane_graph *g, const ane_group *grp);
 /* gather, scatter: *done is false when the op is left to the reference. */
 ane_status ane_plan_index(ane_planner *pl, const ane_op *op, bool *done);
 /* tile, fill: copies that step 0. */

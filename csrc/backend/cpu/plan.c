@@ -112,6 +112,7 @@ static ane_status plan_group(ane_planner *pl, ane_group *grp) {
     case ANE_GROUP_PRODUCT: return ane_plan_product(pl, pl->graph, grp);
     case ANE_GROUP_REDUCE: return ane_plan_reduce(pl, pl->graph, grp);
     case ANE_GROUP_SOFTMAX: return ane_plan_softmax(pl, pl->graph, grp);
+    case ANE_GROUP_ATTENTION: return ane_plan_attention(pl, pl->graph, grp);
     }
     return ANE_ERR_RUNTIME;
 }
@@ -207,7 +208,7 @@ static ane_status plan_ops(ane_planner *pl) {
         } else {
             pl->settled = false;
             if (!grp) st = plan_alone(pl, i);
-            else if (grp->ops[grp->n - 1] == i) st = plan_group(pl, grp);
+            else if (grp->at == i) st = plan_group(pl, grp);
             if (!st && !pl->settled) st = ane_plan_edges(pl, op);
         }
         if (st) ane_error_prefix(pl->err, "%s: ", op->n_results ? op->results[0]->name
