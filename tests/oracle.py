@@ -37,7 +37,9 @@ class Approx:
         u = 2.0**-11 if self.dtype == "fp16" else U32
         tiny = 2.0**-25 if self.dtype == "fp16" else 2.0**-149
         e = e + 2 * ulps * U32 * (np.abs(v) + e)
-        return Approx(v, e + u * (np.abs(v) + e) + tiny, self.dtype)
+        with np.errstate(invalid="ignore"):
+            e = e + u * (np.abs(v) + e) + tiny
+        return Approx(v, np.where(np.isinf(v), 0, e), self.dtype)     # infinities are exact
 
     def pick(self, fn: Any) -> Approx:
         """Ops that only move elements."""
@@ -90,13 +92,77 @@ class Approx:
         return self.made(v, err)
 
     def softmax(self, axis: int) -> Approx:
-        x, e = self.v, self.e
-        y = np.exp(x - x.max(axis=axis, keepdims=True))
+        x = self.v
+        top = x.max(axis=axis, keepdims=True)
+        # What is this far below the largest is 0 whatever its error.
+        live = x + self.e >= top - self.e.max(axis=axis, keepdims=True, where=x == top, initial=0) - 110
+        e = np.where(live, self.e, 0)
+        y = np.where(live, np.exp(x - top), 0)
         y /= y.sum(axis=axis, keepdims=True)
         # exp of a rounded difference: its argument is off by e + emax + u |x - max|.
-        far = (x.max(axis=axis, keepdims=True) - x + 1) * U32
+        far = np.where(live, top - x + 1, 0) * U32
         rel = np.expm1(2 * (e + e.max(axis=axis, keepdims=True) + far.max(axis=axis, keepdims=True)))
         return self.made(y, y * (rel + (x.shape[axis] + 16) * U32), 4)
+
+
+def analyse(program: Any, inputs: dict[str, np.ndarray]) -> dict[str, Approx]:
+    """The outputs of a program of plain tensor ops (those of attention and its gradient)."""
+    fn = program.functions["main"]
+    known: dict[int, Approx] = {v.id: Approx.exact(inputs[v.name], v.dtype) for v in fn.inputs}
+
+    def get(v: Any) -> Approx:
+        return known[v.id] if v.id in known else Approx.exact(np.asarray(v.const), v.dtype)
+
+    for op in fn.body.ops:
+        out, args, kind = op.results[0], op.args, op.type
+        if kind == "const":
+            continue
+        x = get(args["x"]) if "x" in args else None
+        if kind in ("reshape", "expand_dims", "squeeze"):
+            r = x.pick(lambda a, s=out.shape: a.reshape(s))
+        elif kind == "transpose":
+            r = x.pick(lambda a, p=tuple(op.const("perm")): a.transpose(p))
+        elif kind == "tile":
+            r = x.pick(lambda a, p=tuple(op.const("reps")): np.tile(a, p))
+        elif kind == "slice_by_size":
+            at = tuple(slice(b, b + s) for b, s in zip(op.const("begin"), out.shape))
+            r = x.pick(lambda a, at=at: a[at])
+        elif kind == "concat":
+            parts, axis = [get(v) for v in args["values"]], int(op.const("axis"))
+            r = Approx(np.concatenate([p.v for p in parts], axis),
+                       np.concatenate([p.e for p in parts], axis), out.dtype)
+        elif kind in ("add", "sub", "mul", "maximum", "minimum"):
+            r = x.binary(kind, get(args["y"]))
+        elif kind == "real_div":
+            y = get(args["y"])
+            assert not y.e.any()
+            r = x.made(x.v / y.v, x.e / np.abs(y.v))
+        elif kind == "select":
+            a, b, cond = get(args["a"]), get(args["b"]), get(args["cond"]).v != 0
+            r = Approx(np.where(cond, a.v, b.v), np.where(cond, a.e, b.e), out.dtype)
+        elif kind == "cast":
+            r = Approx(x.v, x.e, out.dtype).made(x.v, x.e, 0)
+        elif kind == "softmax":
+            r = x.softmax(int(op.const("axis")))
+        elif kind == "reduce_sum":
+            axes = tuple(int(a) % x.v.ndim for a in op.const("axes"))
+            r = x.reduce(kind, axes, bool(op.const("keep_dims")))
+        elif kind == "matmul":
+            r = x.matmul(get(args["y"]), bool(op.const("transpose_x")), bool(op.const("transpose_y")))
+        elif kind == "scaled_dot_product_attention":
+            s = get(args["query"]).matmul(get(args["key"]), False, True)
+            s = s.binary("mul", Approx.exact(1 / np.sqrt(args["query"].shape[-1]), s.dtype))
+            mask = args.get("attn_mask")
+            if mask is not None and mask.dtype == "bool":
+                keep = get(mask).v != 0
+                s = Approx(np.where(keep, s.v, -np.inf), np.where(keep, s.e, 0), s.dtype)
+            elif mask is not None:
+                s = s.binary("add", get(mask))
+            r = s.softmax(-1).matmul(get(args["value"]), False, False)
+        else:
+            raise NotImplementedError(kind)
+        known[out.id] = r
+    return {v.name: get(v) for v in fn.body.outputs}
 
 
 def random_graph(seed: int, dtype: str | None = None, ops: int = 20) -> tuple[Any, dict, dict]:

@@ -17,7 +17,7 @@ SWITCHES = [
     {},
     {"ANETORCH_FUSION": "0"},
     {"ANETORCH_NO_VIEWS": "1"},
-    *({"ANETORCH_NO_FUSE": name} for name in ("product", "chain", "softmax", "reduce")),
+    *({"ANETORCH_NO_FUSE": name} for name in ("attention", "product", "chain", "softmax", "reduce")),
     {"ANETORCH_ISA": "scalar"},
     {"ANETORCH_NUM_THREADS": "3"},
 ]

@@ -93,7 +93,7 @@ static ane_side side(const ane_value *v, bool t) {
 
 /* The same elements: one value, or the same shape ops over one. */
 static bool same_value(const ane_value *a, const ane_value *b, int depth) {
-    if (a == b) return true;
+    if (a == b || (a->konst && b->konst && ane_const_equal(a->konst, b->konst))) return true;
     const ane_op *x = a->konst ? NULL : a->def, *y = b->konst ? NULL : b->def;
     if (!x || !y || x->row != y->row || depth > 16) return false;
     if (!is(x, "reshape") && !is(x, "transpose") && !is(x, "expand_dims") && !is(x, "squeeze") &&
@@ -265,7 +265,7 @@ static bool match_dscores(build *b, const ane_value *ds) {
             b->a->dscale *= by;
         } else if (n == 1 && is(op, "select")) {
             const ane_value *rest = ane_op_in(op, b->a->keep ? "b" : "a");
-            if (ane_op_in(op, "cond") != b->a->mask.v || !scalar(rest, &zero) || zero != 0 ||
+            if (!b->a->mask.v || !same_value(ane_op_in(op, "cond"), b->a->mask.v, 0) || !scalar(rest, &zero) || zero != 0 ||
                 ane_op_in(op, b->a->keep ? "a" : "b") != list[0].v)
                 return false;
         } else {
@@ -414,24 +414,43 @@ static bool take_copies(ane_graph *g, ane_group *grp, const ane_value *v) {
     return true;
 }
 
-static ane_status make_group(build *b, int core, ane_error *err) {
+/* One group of these ops, or with `split` two: the forward result apart, as what the
+ * derivative starts from is made of it. *fits is false when some value is needed elsewhere. */
+static ane_status make_group(build *b, int core, bool split, bool *fits, ane_error *err) {
     ane_graph *g = b->g;
-    ane_attention_core *kept = ane_arena_alloc(g->arena, sizeof *kept);
-    ane_group *grp = ane_group_new(g, ANE_GROUP_ATTENTION);
-    bool nomem = !kept || !grp, fits = true;
+    ane_attention_core *kept = ane_arena_alloc(g->arena, 2 * sizeof *kept);
+    ane_group *grp = ane_group_new(g, ANE_GROUP_ATTENTION), *fwd = NULL;
+    bool nomem = !kept || !grp;
+    int out = b->a->out.v ? g->number[b->a->out.v->def->id] : -1;
     for (int i = 0; i < b->n && !nomem; i++)
-        if (g->group[b->ops[i]] != grp) nomem = !ane_group_add(g, grp, b->ops[i]);
+        if (g->group[b->ops[i]] != grp && !(split && b->ops[i] == out))
+            nomem = !ane_group_add(g, grp, b->ops[i]);
     if (nomem) goto nomem;
+    if (split) g->group[out] = grp;     /* for what follows it is inside */
     ane_side *results[] = {&b->a->out, &b->a->dq, &b->a->dk, &b->a->dv};
-    for (int i = 0; i < b->n && fits; i++) {
+    *fits = true;
+    for (int i = 0; i < b->n && *fits; i++) {
         const ane_value *v = g->ops[b->ops[i]]->results[0];
         bool result = false;
         for (int k = 0; k < 4; k++) result = result || results[k]->v == v;
-        fits = result ? used_after(g, v, grp, grp->at) : !ane_value_escapes(g, v, grp);
+        if (split && b->ops[i] == out) continue;
+        *fits = result ? used_after(g, v, grp, grp->at) : !ane_value_escapes(g, v, grp);
     }
-    if (!fits) {
+    if (split) g->group[out] = NULL;
+    if (!*fits) {
         for (int i = 0; i < grp->n; i++) g->group[grp->ops[i]] = NULL;
         return ANE_OK;
+    }
+    if (split) {
+        static const ane_side none = {NULL, false};
+        fwd = ane_group_new(g, ANE_GROUP_ATTENTION);
+        if (!fwd || !ane_group_add(g, fwd, out)) goto nomem;
+        kept[1] = *b->a;
+        kept[1].dq = kept[1].dk = kept[1].dv = kept[1].dout = none;
+        kept[1].last[0] = follow(g, fwd, b->a->out.v, &nomem);
+        fwd->attention = &kept[1];
+        fwd->core = fwd->at = out;
+        b->a->out = none;
     }
     int at = grp->at;
     for (int k = 0; k < 4; k++)
@@ -440,7 +459,7 @@ static ane_status make_group(build *b, int core, ane_error *err) {
     for (int k = 0; k < 3 && !nomem; k++)
         if (from[k]->v) nomem = !take_copies(g, grp, from[k]->v);
     if (nomem) goto nomem;
-    *kept = *b->a;
+    kept[0] = *b->a;
     grp->attention = kept;
     grp->core = core;
     grp->at = at;
@@ -472,7 +491,11 @@ static ane_status from_softmax(ane_graph *g, int i, ane_error *err) {
     const ane_side *v = a.v.v ? &a.v : &a.dout;
     a.v_dim = v->v->type->dims[v->v->type->rank - (v->t ? 2 : 1)];
     if (!a.qk_dim || !a.v_dim) return ANE_OK;
-    return make_group(&b, i, err);
+    /* The derivative reads the forward result, which must not have been rounded. */
+    bool both = a.out.v && (a.dq.v || a.dk.v || a.dv.v), fits = false;
+    ane_status st = ANE_OK;
+    if (!both || a.out.v->type->dtype == ANE_F32) st = make_group(&b, i, false, &fits, err);
+    return st || fits || !both ? st : make_group(&b, i, true, &fits, err);
 }
 
 /* The op that means the same. */
@@ -502,8 +525,9 @@ static ane_status from_op(ane_graph *g, int i, ane_error *err) {
         a.mask_over = scores;
     }
     build b = {.g = g, .a = &a, .scores = scores};
+    bool fits;
     add(&b, op);
-    return make_group(&b, i, err);
+    return make_group(&b, i, false, &fits, err);
 }
 
 ane_status ane_fuse_attention(ane_graph *g, ane_error *err) {
