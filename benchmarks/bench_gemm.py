@@ -1,9 +1,9 @@
 """Products of real models' shapes: fraction of the register peak measured in the same
-repetition, and ratio to PyTorch (fp32, and bf16 for the tiers that compare with it).
+repetition, and ratio to the fastest peer of the tier's class (fp32 for `highest`, bf16 else).
 
     python benchmarks/bench_gemm.py [--shapes FILE ...] [--threads N] [--isa NAME]
         [--precision highest|high|medium] [--storage float16|float32] [--columns 256]
-        [--mode warm|cold|prepacked] [--repeats 15] [--no-peers] [--json OUT]
+        [--mode warm|cold|prepacked] [--repeats 15] [--peers torch jax numpy] [--json OUT]
 
 Every weight [out, in] gives three products: fwd W x, dX = W' dy, dW += dy x'. Packing is
 included except for `prepacked` weights. Peers get fp32 (or bf16) copies of the operands.
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 # Peers' idle workers must sleep, else they take the next candidate's cores.
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 import numpy as np  # noqa: E402
 from common import Report, arguments, interleave, summary  # noqa: E402
@@ -56,6 +58,70 @@ def copies(a: np.ndarray, bytes_wanted: int) -> list[np.ndarray]:
     return [a.copy(order="K") for _ in range(n)]
 
 
+Peer = Callable[[int], object]
+
+
+def torch_peer(a: np.ndarray, b: np.ndarray, c: np.ndarray | None, fp32: bool,
+               n: int) -> Peer | None:
+    """Product i uses copy i % n of what `cold` rotates: the weight, or the gradient."""
+    import torch
+
+    kind = torch.float32 if fp32 else torch.bfloat16
+
+    def copy(v: np.ndarray):  # noqa: ANN202
+        flip = v.strides[0] == v.itemsize
+        t = torch.from_numpy(np.ascontiguousarray(v.T if flip else v)).to(kind)
+        return t.T if flip else t
+
+    ta, tb = copy(a), copy(b)
+    if c is not None:
+        tc = [torch.zeros(c.shape, dtype=kind) for _ in range(n)]
+        return lambda i: tc[i].addmm_(ta, tb)
+    pool = [ta.clone() for _ in range(n)]
+    out = torch.zeros(len(a), b.shape[1], dtype=kind)
+    return lambda i: torch.mm(pool[i], tb, out=out)
+
+
+def jax_peer(a: np.ndarray, b: np.ndarray, c: np.ndarray | None, fp32: bool,
+             n: int) -> Peer | None:
+    import jax
+    import jax.numpy as jnp
+
+    kind = jnp.float32 if fp32 else jnp.bfloat16
+    flips = [v.strides[0] == v.itemsize for v in (a, b)]
+    ja, jb = (jnp.asarray(np.ascontiguousarray(v.T if f else v), kind)
+              for v, f in zip((a, b), flips, strict=True))
+
+    def product(x, y):  # noqa: ANN001, ANN202
+        return (x.T if flips[0] else x) @ (y.T if flips[1] else y)
+
+    if c is None:
+        pool = [ja + 0 for _ in range(n)]
+        call = jax.jit(product)
+        return lambda i: call(pool[i], jb).block_until_ready()
+    sums = [jnp.zeros(c.shape, kind) for _ in range(n)]
+    call = jax.jit(lambda x, y, z: z + product(x, y), donate_argnums=2)
+
+    def add(i: int) -> None:
+        sums[i] = call(ja, jb, sums[i])
+        sums[i].block_until_ready()
+
+    return add
+
+
+def numpy_peer(a: np.ndarray, b: np.ndarray, c: np.ndarray | None, fp32: bool,
+               n: int) -> Peer | None:
+    """NumPy's BLAS: no bf16, no accumulation, and its own threads."""
+    if c is not None or not fp32:
+        return None
+    pool = [a.astype(np.float32, order="K") for _ in range(n)]
+    right, out = b.astype(np.float32, order="K"), np.empty((len(a), b.shape[1]), np.float32)
+    return lambda i: np.matmul(pool[i], right, out=out)
+
+
+PEERS = {"torch": torch_peer, "jax": jax_peer, "numpy": numpy_peer}
+
+
 def main() -> None:
     here = Path(__file__).parent / "shapes"
     p = arguments(__doc__)
@@ -66,16 +132,14 @@ def main() -> None:
     p.add_argument("--storage", choices=["float16", "float32"], default="float32")
     p.add_argument("--columns", type=int, default=256)
     p.add_argument("--mode", choices=["warm", "cold", "prepacked"], default="warm")
-    p.add_argument("--no-peers", action="store_true")
+    p.add_argument("--peers", nargs="*", choices=list(PEERS), default=["torch", "jax"])
     args = p.parse_args()
     if args.threads:
         _core.set_num_threads(args.threads)
-    torch = None
-    if not args.no_peers:
+    if "torch" in args.peers:
         import torch
 
         torch.set_num_threads(_core.num_threads())
-        peer_type = torch.float32 if args.precision == "highest" else torch.bfloat16
     report = Report("bench_gemm", args.json)
     facts = {"isa": args.isa, "precision": args.precision, "storage": args.storage,
              "mode": args.mode}
@@ -110,40 +174,27 @@ def main() -> None:
                     T.gemm(args.isa, pool[turn[0]], b, c, precision=tier)
 
             peaks: list[float] = []
-            candidates = {"peak": lambda: peaks.append(T.peak(args.isa, 1.5e-3)), "ours": ours}
-            if torch is not None:
-                ta, tb = (torch.from_numpy(np.ascontiguousarray(v.T if v.strides[0] == v.itemsize
-                                                                else v)).to(peer_type)
-                          for v in (a, b))
-                ta = ta.T if a.strides[0] == a.itemsize else ta
-                tb = tb.T if b.strides[0] == b.itemsize else tb
-                tpool = [ta.clone() for _ in pool] if args.mode == "cold" and not add else [ta]
-                tc = [torch.zeros(m, n, dtype=peer_type) for _ in
-                      (pool if args.mode == "cold" and add else [0])]
-
-                def peer() -> None:
-                    i = turn[0]
-                    if add:
-                        tc[i % len(tc)].addmm_(ta, tb)
-                    else:
-                        torch.mm(tpool[i % len(tpool)], tb, out=tc[0])
-
-                candidates["torch"] = peer
-            times = interleave(candidates, args.repeats, warmup=2)
+            candidates = {"peak": lambda: peaks.append(T.peak(args.isa, 4e-3)), "ours": ours}
+            for peer in args.peers:
+                call = PEERS[peer](a, b, c if add else None, args.precision == "highest",
+                                   len(pool))
+                if call:
+                    candidates[peer] = lambda call=call: call(turn[0])
+            times = interleave(candidates, args.repeats, warmup=2, pause=3e-3)
             ours_t = times["ours"]
             frac = statistics.median([flops / t * 1e-9 / q for t, q in
                                   zip(ours_t, peaks[2:], strict=True)])
-            ratio = (statistics.median([t / o for t, o in zip(times["torch"], ours_t, strict=True)])
-                     if torch is not None else None)
             fractions.append(frac)
-            extra = {"x_torch": ratio} if ratio else {}
-            if ratio:
-                ratios.append(ratio)
+            extra = {f"x_{name}": statistics.median([t / o for t, o in
+                                                     zip(times[name], ours_t, strict=True)])
+                     for name in args.peers if name in times}
+            if extra:
+                ratios.append(min(extra.values()))
             took = summary(ours_t)
             report.add(f"{model} {kind} {m}x{n}x{k}", took, **facts,
                        gflops=flops / took["median"] * 1e-9, of_peak=frac, **extra)
     print(f"# of peak: median {statistics.median(fractions):.3f}, least {min(fractions):.3f}" +
-          (f"; x torch: geometric mean {np.exp(np.mean(np.log(ratios))):.2f}, least "
+          (f"; x fastest peer: geometric mean {np.exp(np.mean(np.log(ratios))):.2f}, least "
            f"{min(ratios):.2f}" if ratios else ""))
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 # Peers' idle workers must sleep, else they take the next candidate's cores.
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 import numpy as np  # noqa: E402
 import peers  # noqa: E402

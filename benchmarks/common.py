@@ -64,16 +64,20 @@ def measure(run: Callable[[], object], warmup: int = 2, repeats: int = 7,
 
 
 def interleave(candidates: dict[str, Callable[[], object]], repeats: int, warmup: int = 2,
-               prepare: dict[str, Callable[[], object]] | None = None) -> dict[str, list[float]]:
+               prepare: dict[str, Callable[[], object]] | None = None,
+               pause: float = 0.0) -> dict[str, list[float]]:
     """Seconds of every call: ``repeats`` rounds of all candidates in turn, so that a change of
     clock or a busy neighbour meets all of them alike; compare within a round. ``prepare``
-    runs before a candidate, untimed. (Peers' idle OpenMP workers must sleep for this: run with
-    KMP_BLOCKTIME=0.)"""
+    runs before a candidate, untimed. Peers' idle workers must sleep, else they take the next
+    candidate's cores: run with KMP_BLOCKTIME=0 and OPENBLAS_THREAD_TIMEOUT=4, and ``pause``
+    seconds give those of others time to."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for i in range(-warmup, repeats):
         for name, call in candidates.items():
             if prepare and name in prepare:
                 prepare[name]()
+            if pause:
+                time.sleep(pause)
             start = time.perf_counter()
             call()
             if i >= 0:
