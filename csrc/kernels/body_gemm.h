@@ -227,6 +227,8 @@ static void gemv_rows(float *y, const void *w, ane_dtype dtype, int64_t s_r, con
     enum { RC = 16 / VW ? 16 / VW : 1 };
     const char *base = w;
     int64_t size = dtype == ANE_F32 ? 4 : 2;
+    /* Weights come from memory: what is needed next is asked for some rows ahead. */
+    uintptr_t ahead = 4 * (uintptr_t)s_r;
     for (size_t r = 0; r < rows; r += 4) {
         size_t have = rows - r < 4 ? rows - r : 4;
         const char *p[4];
@@ -238,6 +240,9 @@ static void gemv_rows(float *y, const void *w, ane_dtype dtype, int64_t s_r, con
         size_t c = 0;
 #define ROWS(LD)                                                                          \
     for (; c + 16 <= cols; c += 16) {                                                     \
+        UNROLL for (int i = 0; i < 4; i++)                                                \
+            __builtin_prefetch((const void *)((uintptr_t)p[i] + ahead +                   \
+                                              c * (size_t)size));                         \
         UNROLL for (int l = 0; l < RC; l++) {                                             \
             size_t at = c + (size_t)l * VW;                                               \
             vf v = v_loadu(x + at);                                                       \
