@@ -40,6 +40,8 @@ def lines() -> Iterator[str]:
            + (f", {gigabytes(memory)} of memory free" if memory else ""))
     for name, state in _core.isa_tables():
         yield f"kernel table {name}: {state}"
+    if blas := _core.blas_kernel():
+        yield f"large products: {blas}"
     for name, available, detail in _core.devices():
         yield f"device {name}: {'available' if available else 'absent'}: {detail}"
     yield f"cache folder: {cache_dir()}"

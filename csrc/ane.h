@@ -752,6 +752,8 @@ ANE_API const char *ane_isa_name(size_t i, const char **state);
 /* ANE_OK, or what is wrong with ANETORCH_ISA (the message lists what exists). Compiling a
  * kernel fails with the same error. */
 ANE_API ane_status ane_isa_check(ane_error *err);
+/* What of another library runs large products ("accelerate_sgemm"), or NULL: our kernels. */
+ANE_API const char *ane_blas_kernel(void);
 
 /* ------------------------------------------------------------------ conversion, layers */
 

@@ -144,9 +144,10 @@ def test_environment_nonsense_falls_back_to_the_cpus(value: str) -> None:
     code = "from anetorch import _core; print(_core.num_threads())"
     plain = {k: v for k, v in os.environ.items() if k != "ANETORCH_NUM_THREADS"}
     runs = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True,
-                           text=True, check=True).stdout
+                           text=True, check=True)
             for env in (plain, {**plain, "ANETORCH_NUM_THREADS": value})]
-    assert runs[0] == runs[1]
+    assert runs[0].stdout == runs[1].stdout and not runs[0].stderr
+    assert f"anetorch: ANETORCH_NUM_THREADS: expected 1 to 4096, got '{value}'" in runs[1].stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks here")

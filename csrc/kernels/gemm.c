@@ -1,5 +1,6 @@
 /* The macro-kernel: which operand is packed once for all threads, which one each task packs
  * for itself, blocks over k, edges, epilogues, batches, and matrix times vector. */
+#include "blas.h"
 #include "kernels.h"
 
 #include "../base/mem.h"
@@ -563,6 +564,7 @@ ane_status ane_gemm_with(const ane_kernels *limit, const ane_gemm_args *args, vo
     if (st || !args->m || !args->n || !args->batch) return st;
     ane_gemm_args g = *args;
     merge_batch(&g);
+    if (!limit && ane_blas_takes(&g)) return ane_blas_gemm(&g, err);
     batch x = {.limit = limit, .g = &g};
     if (g.batch > 1) {
         job j;
@@ -596,6 +598,7 @@ size_t ane_gemm_scratch(const ane_gemm_args *args) {
     if (check(args, NULL) || !args->m || !args->n || !args->batch) return 0;
     ane_gemm_args g = *args;
     merge_batch(&g);
+    if (ane_blas_takes(&g)) return 0;
     job j;
     bool swap = fill(&j, NULL, &g);
     const void *pa = swap ? g.packed_b : g.packed_a, *pb = swap ? g.packed_a : g.packed_b;
@@ -616,6 +619,7 @@ const char *ane_gemm_name(const ane_gemm_args *args) {
     if (check(args, NULL)) return "none";
     ane_gemm_args g = *args;
     merge_batch(&g);
+    if (ane_blas_takes(&g)) return ane_blas_kernel();
     job j;
     fill(&j, NULL, &g);
     if (!gemv_fits(&j)) return j.e->name;
@@ -626,7 +630,7 @@ const char *ane_gemm_name(const ane_gemm_args *args) {
 
 size_t ane_gemm_pack_bytes_with(const ane_kernels *limit, const ane_gemm_args *args,
                                 int which) {
-    if (check(args, NULL)) return 0;
+    if (check(args, NULL) || (!limit && ane_blas_takes(args))) return 0;
     job j;
     bool swap = fill(&j, limit, args);
     const panels *x = (which == 0) != swap ? &j.ap : &j.bp;

@@ -54,7 +54,8 @@ size_t ane_gemm_scratch(const ane_gemm_args *args);
 ane_status ane_gemm(const ane_gemm_args *args, void *scratch, ane_error *err);
 /* "f32_12x32__avx512", for reports: what would run these args. */
 const char *ane_gemm_name(const ane_gemm_args *args);
-/* Packing one operand once: bytes needed, and the packing (threaded). */
+/* Packing one operand once: bytes needed (0: what runs these args takes no packed operand),
+ * and the packing (threaded). */
 size_t ane_gemm_pack_bytes(const ane_gemm_args *args, int which /* 0: A, 1: B */);
 ane_status ane_gemm_pack(const ane_gemm_args *args, int which, void *dst, ane_error *err);
 

@@ -3,6 +3,8 @@
 #define ANE_PY_IMPORT_ARRAY
 #include "py.h"
 
+#include <stdio.h>
+
 ane_py_state *ane_py_state_of(PyObject *module) {
     return (ane_py_state *)PyModule_GetState(module);
 }
@@ -53,6 +55,11 @@ static PyObject *py_isa_tables(PyObject *self, PyObject *unused) {
     return list;
 }
 
+static PyObject *py_blas_kernel(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return Py_BuildValue("z", ane_blas_kernel());
+}
+
 static PyMethodDef module_methods[] = {
     {"version", py_version, METH_NOARGS,
      PyDoc_STR("version() -> str\n\nVersion of the C library that is loaded.")},
@@ -68,10 +75,21 @@ static PyMethodDef module_methods[] = {
     {"isa_tables", py_isa_tables, METH_NOARGS,
      PyDoc_STR("isa_tables() -> list of (name, state)\n\nKernel tables of this build, the "
                "chosen one among them.\n\nRaises ValueError when ANETORCH_ISA names none.")},
+    {"blas_kernel", py_blas_kernel, METH_NOARGS,
+     PyDoc_STR("blas_kernel() -> str or None\n\nWhat of another library runs large products: "
+               "Accelerate's on macOS, see ANETORCH_BLAS.")},
     {NULL, NULL, 0, NULL},
 };
 
+/* Whole lines to standard error. Not Python's logging: messages come from threads that do not
+ * hold the interpreter lock, and from under locks of the library. */
+static void log_line(void *arg, const char *line) {
+    (void)arg;
+    fprintf(stderr, "anetorch: %s\n", line);
+}
+
 static int module_exec(PyObject *m) {
+    ane_set_log(log_line, NULL);
     if (PyArray_ImportNumPyAPI() < 0) return -1;
     ane_py_state *st = ane_py_state_of(m);
     PyObject *dict = PyDict_New();
