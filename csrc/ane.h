@@ -510,6 +510,38 @@ typedef struct ane_parameter_info {
 /* Number of parameters, or -1 when the opset has no such op. */
 ANE_API int ane_operation_params(const char *op, int opset);
 ANE_API bool ane_operation_param(const char *op, int opset, int i, ane_parameter_info *out);
+/* ------------------------------------------------------------------ packing
+ *
+ * The engine's dynamic-weight form: one surface [1, R, 1, S] holds activations and weights
+ * side by side along the last axis, and one the results stacked along channels. */
+
+/* A port of the original program in a packed surface: element k of it (row-major) is in row
+ * row + k / columns and column column + k % columns. */
+typedef struct ane_slot {
+    const char *name;
+    ane_dtype dtype;
+    int rank;
+    int64_t dims[ANE_MAX_RANK];
+    int64_t row, column, rows, columns;
+} ane_slot;
+
+typedef struct ane_packing {
+    size_t n_in, n_out;
+    const ane_slot *in, *out;           /* in the original order */
+    const char *input, *output;         /* packed ports; NULL: that side had one port and
+                                           is as it was */
+    int64_t in_rows, in_columns, out_rows, out_columns;
+} ane_packing;
+
+/* A program that computes the same from packed ports. *layout lives as long as *out. Fails
+ * with UNSUPPORTED where a side's ports differ in element type, have open shapes or no
+ * elements, or where there is nothing to pack. */
+ANE_API ane_status ane_program_pack(const ane_program *p, const char *function,
+                                    ane_program **out, const ane_packing **layout,
+                                    ane_error *err);
+/* Copies a port's tensor into its slot of a packed tensor [1, R, 1, S], or out of it. */
+ANE_API ane_status ane_slot_copy(const ane_slot *slot, const ane_tensor *packed,
+                                 const ane_tensor *port, bool into, ane_error *err);
 /* ------------------------------------------------------------------ lint */
 
 typedef enum ane_severity { ANE_INFO, ANE_WARNING, ANE_ERROR } ane_severity;

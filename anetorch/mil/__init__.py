@@ -16,8 +16,9 @@ from anetorch.mil.builder import Spec, build, const, emit, program, spec, state
 from anetorch.mil.graph import Block, Function, Op, Program, Value
 from anetorch.mil import ops
 from anetorch.mil.grad import grad
+from anetorch.mil.packing import Packed, Slot, pack
 
 parse = Program.parse
 
-__all__ = ["Block", "Function", "MILError", "Op", "Program", "Spec", "Value", "build", "const",
-           "emit", "grad", "ops", "parse", "program", "spec", "state"]
+__all__ = ["Block", "Function", "MILError", "Op", "Packed", "Program", "Slot", "Spec", "Value",
+           "build", "const", "emit", "grad", "ops", "pack", "parse", "program", "spec", "state"]

@@ -219,6 +219,11 @@ ane_block *ane_program_block(const ane_program *p, uint32_t id);
 ane_status ane_function_specialize(const ane_function *f, const ane_type *const *types,
                                    ane_program **out, ane_error *err);
 
+/* Appends f's body to `to`, a body of another program's function, args[i] standing for
+ * parameter i; names stay, so none may be taken there. `to`'s outputs become f's. */
+ane_status ane_function_inline(const ane_function *f, ane_block *to, ane_value *const *args,
+                               ane_error *err);
+
 /* Collected while parsing (ane_program_warnings in ane.h; lint reads them too). */
 void ane_program_warn(ane_program *p, int line, int column, const char *fmt, ...)
     ANE_PRINTF(4, 5);

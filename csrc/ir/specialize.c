@@ -192,6 +192,19 @@ ane_status ane_function_specialize(const ane_function *f, const ane_type *const 
     return copy_program(f->program, f, types, out, err);
 }
 
+ane_status ane_function_inline(const ane_function *f, ane_block *to, ane_value *const *args,
+                               ane_error *err) {
+    ane_error local = {0};
+    copier c = {.to = to->function->program, .f = to->function, .hint = true,
+                .err = err ? err : &local};
+    c.map = ane_calloc(f->program->impl->n_ids, sizeof *c.map);
+    if (!c.map) return ane__nomem(c.err);
+    for (int i = 0; i < f->n_params; i++) c.map[f->params[i]->id] = args[i];
+    ane_status st = copy_block(&c, f->body, to);
+    ane_free(c.map);
+    return st;
+}
+
 ane_status ane_program_clone(const ane_program *p, ane_program **out, ane_error *err) {
     return copy_program(p, NULL, NULL, out, err);
 }

@@ -43,6 +43,8 @@ PyObject *ane_py_program_set_outputs(PyObject *self, PyObject *args);
 PyObject *ane_py_program_remove_op(PyObject *self, PyObject *arg);
 PyObject *ane_py_program_replace(PyObject *self, PyObject *args);
 PyObject *ane_py_program_rename(PyObject *self, PyObject *args);
+/* program_pack.c */
+ANE_PROGRAM_METHOD(ane_py_program_pack);
 /* A non-negative id; 0 with an exception. */
 uint32_t ane_py_id(PyObject *obj, const char *what);
 

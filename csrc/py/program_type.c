@@ -568,6 +568,9 @@ static PyMethodDef methods[] = {
     {"warnings", program_warnings, METH_NOARGS,
      PyDoc_STR("warnings() -> [(line, column, message)]")},
     {"clone", program_clone, METH_NOARGS, PyDoc_STR("clone() -> an equal program")},
+    {"pack", KW(ane_py_program_pack),
+     PyDoc_STR("pack(function=None) -> (program, inputs, outputs)\n\nOne packed port a side; "
+               "see anetorch.mil.pack. A side is (port or None, (rows, columns), slots).")},
     {NULL, NULL, 0, NULL},
 };
 
