@@ -775,6 +775,30 @@ ANE_API bool ane_device_available(size_t i);
 /* Human text: what the device is, or why it is absent. */
 ANE_API const char *ane_device_detail(size_t i);
 
+/* Calls of the engine's compiler by this process, and how many it may make: about 119 are
+ * believed to be the engine's limit, ANETORCH_COMPILE_BUDGET sets another (0: none). Near the
+ * limit one line is logged; beyond it compiling fails with ANE_ERR_UNSUPPORTED. */
+ANE_API int ane_compile_count(void);
+ANE_API int ane_compile_budget(void);
+ANE_API int ane_compile_warn_at(void);      /* the count at which that line comes */
+
+/* Compiled code stays with the system; ours on disk is an index of what was compiled from
+ * what. hits were loaded without a compile; stale entries cost one. */
+typedef struct ane_cache_info {
+    size_t size;                        /* sizeof(ane_cache_info) */
+    char folder[1024];                  /* "": no place for it */
+    size_t entries, limit, bytes;       /* on disk now */
+    uint64_t hits, misses, stale;       /* of this process */
+} ane_cache_info;
+ANE_API void ane_cache_get_info(ane_cache_info *out);
+/* Forgets every entry, so that each program is compiled once more. removed may be NULL. */
+ANE_API ane_status ane_cache_clear(size_t *removed, ane_error *err);
+
+/* Asks for the engine's real-time mode, or ends it; *granted is what the system answered.
+ * What it does, if anything, is not known. Fails only where there is no engine. */
+ANE_API ane_status ane_realtime_begin(bool *granted, ane_error *err);
+ANE_API ane_status ane_realtime_end(bool *granted, ane_error *err);
+
 ANE_API int ane_num_threads(void);
 ANE_API ane_status ane_set_num_threads(int n, ane_error *err);
 

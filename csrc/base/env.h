@@ -15,6 +15,9 @@
     X(LOG, "0", "1 logs choices once each")                                               \
     X(BLAS, "", "off, or the path of a library whose cblas_sgemm runs large products")     \
     X(APPLE_RUNTIME, "", "path of a stand-in for Apple's frameworks (testing)")            \
+    X(COMPILE_BUDGET, "", "compiles a process on the engine; 0: no limit")                 \
+    X(UNIFORM_PORTS, "0", "1 gives all surfaces of an engine's request one size")          \
+    X(SURFACE_MIN, "", "smallest surface that the engine gets, in bytes")                  \
     X(CACHE_DIR, "", "folder of the compile cache and of the collected corpus")
 
 typedef enum ane_env_id {

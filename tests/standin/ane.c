@@ -1,10 +1,10 @@
 /* The private classes: descriptor, in-memory model, request, surface wrapper, client and
  * device facts. The "daemon" keeps compiled programs by hex identifier, as the real one does;
  * its programs run on the CPU device. */
-#include "sha256.h"
 #include "standin.h"
 
 #include "../../csrc/ane.h"
+#include "../../csrc/base/sha256.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -194,16 +194,16 @@ static id describe(id self, SEL sel, id text, id weights, id options) {
     standin_check(weights, cls_dict, "modelWithMILText: weights");
     if (options) standin_check(options, cls_data, "modelWithMILText: optionsPlist");
     if (standin_fails(&knob.fail_describe)) return NULL;
-    sha256 h;
+    ane_sha256 h;
     char hex[3 * 65];
     size_t n;
     const void *p = cf_bytes(text, &n);
-    sha256_init(&h);
-    sha256_add(&h, p, n);
-    sha256_hex(&h, hex);
+    ane_sha256_init(&h);
+    ane_sha256_add(&h, p, n);
+    ane_sha256_hex(&h, hex);
     hex[64] = '_';
-    sha256_init(&h);
-    sha256_add(&h, "\0\0\0", 4);
+    ane_sha256_init(&h);
+    ane_sha256_add(&h, "\0\0\0", 4);
     for (size_t i = 0; i < cf_dict_count(weights); i++) {
         id key, inner;
         cf_dict_entry(weights, i, &key, &inner);
@@ -213,16 +213,16 @@ static id describe(id self, SEL sel, id text, id weights, id options) {
         id data = cf_get(inner, "data");
         standin_check(data, cls_data, "weights: data");
         p = cf_bytes(data, &n);
-        sha256_add(&h, p, n);           /* names are not hashed */
+        ane_sha256_add(&h, p, n);           /* names are not hashed */
     }
-    sha256_hex(&h, hex + 65);
+    ane_sha256_hex(&h, hex + 65);
     hex[129] = '_';
-    sha256_init(&h);
+    ane_sha256_init(&h);
     if (options) {
         p = cf_bytes(options, &n);
-        sha256_add(&h, p, n);
+        ane_sha256_add(&h, p, n);
     }
-    sha256_hex(&h, hex + 130);
+    ane_sha256_hex(&h, hex + 130);
     descriptor *d = (descriptor *)standin_new(cls_descriptor, sizeof *d);
     d->text = objc_retain(text);
     d->weights = objc_retain(weights);

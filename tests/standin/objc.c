@@ -230,6 +230,18 @@ EXPORT id object_getIvar(id o, const ivar *v) {
     return *(id *)((char *)o + v->offset);
 }
 
+/* The one key that is asked for; 0 as the build number: it is absent. */
+EXPORT int sysctlbyname(const char *key, void *out, size_t *n, void *set, size_t set_n) {
+    char text[16];
+    if (set || set_n) standin_trap("sysctlbyname would set something");
+    if (strcmp(key, "kern.osversion") || !knob.os_build) return -1;
+    size_t w = (size_t)snprintf(text, sizeof text, "%ldA428", (long)knob.os_build) + 1;
+    if (*n < w) return -1;
+    memcpy(out, text, w);
+    *n = w;
+    return 0;
+}
+
 /* ---------------------------------------------------------------- memory */
 
 EXPORT id objc_retain(id o) {

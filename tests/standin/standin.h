@@ -102,7 +102,7 @@ void ane_init(void);
 #define KNOBS(X)                                                                          \
     /* limits */                                                                           \
     X(compile_budget, 119) X(load_slots, 127) X(min_surface, 0) X(row_align, 64)            \
-    X(alloc_round, 1) X(has_ane, 1) X(is_vm, 0) X(state_ops_compile, 0)                     \
+    X(alloc_round, 1) X(has_ane, 1) X(os_build, 26) X(is_vm, 0) X(state_ops_compile, 0)                     \
     X(single_input, 0) X(equal_ports, 0)                                                    \
     /* faults: the next n calls fail, once `fault_after` calls with an armed fault passed */ \
     X(fault_after, 0)                                                                       \

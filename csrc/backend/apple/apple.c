@@ -5,22 +5,33 @@
 
 #include "model.h"
 
+#include "../../base/env.h"
 #include "../../base/sync.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 typedef struct operand {
     ane_tensor user;                    /* the caller's view; its surface is his */
     ane_tensor stage;                   /* in our surface, strides padded; no surface: direct */
+    double seconds;                     /* of the copy, in the last profiled run */
 } operand;
 
 typedef struct apple_binding {
     ane_model *model;
     ane_id request;                     /* +1 */
+    void *options;                      /* +1: the empty dictionary of every evaluation */
     size_t n_in, n;
     operand *ops;                       /* inputs, then outputs */
+    double bind_seconds, evaluate_seconds;
 } apple_binding;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
 
 static bool available(void) { return ane_objc_load(NULL) != NULL; }
 
@@ -68,12 +79,35 @@ static bool put(const ane_dl *cf, void *dict, const void *key, int64_t value) {
     return true;
 }
 
+static const ane_engine_port *port_of(const apple_binding *b, size_t i) {
+    return i < b->n_in ? &b->model->in[i] : &b->model->out[i - b->n_in];
+}
+
+static ane_status smallest_surface(size_t *out, ane_error *err) {
+    const char *text = ane_env(ANE_ENV_SURFACE_MIN);
+    char *end;
+    long n = *text ? strtol(text, &end, 10) : ANE_APPLE_SURFACE_MIN;
+    if (*text && (*end || n < 0 || n > 1 << 30))
+        return ane_fail(err, ANE_ERR_INVALID, "[bind] ANETORCH_SURFACE_MIN is '%.40s'; expected "
+                        "a number of bytes", text);
+    *out = (size_t)n;
+    return ANE_OK;
+}
+
+/* Bytes of the surface that operand i needs: what the engine touches, not below the smallest
+ * it takes; with ANETORCH_UNIFORM_PORTS the most that any operand needs. */
+static size_t surface_need(const apple_binding *b, size_t i, size_t smallest) {
+    bool all = ane_env_flag(ANE_ENV_UNIFORM_PORTS);
+    size_t need = smallest;
+    for (size_t k = all ? 0 : i; k < (all ? b->n : i + 1); k++)
+        if (port_of(b, k)->bytes > need) need = port_of(b, k)->bytes;
+    return (need + 63) / 64 * 64;
+}
+
 /* One row of raw bytes, as every project that ran has it; private to this process. */
 static ane_status make_surface(const ane_objc *rt, size_t bytes, ane_surface **out,
                                ane_error *err) {
     const ane_dl *cf = rt->cf;
-    if (bytes < ANE_APPLE_SURFACE_MIN) bytes = ANE_APPLE_SURFACE_MIN;
-    bytes = (bytes + 63) / 64 * 64;
     void *dict = ane_cf_dict_retained(rt);
     ane_iosurface ref = NULL;
     bool described = dict && put(cf, dict, cf->kIOSurfaceWidth, (int64_t)bytes) &&
@@ -94,22 +128,24 @@ static ane_status make_surface(const ane_objc *rt, size_t bytes, ane_surface **o
 
 /* The engine may read or write the caller's memory itself: an IOSurface, from its first
  * byte, laid out and large enough as the engine wants it. */
-static bool fits(const ane_engine_port *p, const ane_tensor *t) {
-    bool yes = ane_surface_memory(t->surface) == ANE_MEM_IOSURFACE && !t->offset &&
-               ane_surface_capacity(t->surface) >= p->bytes &&
-               ane_surface_capacity(t->surface) >= ANE_APPLE_SURFACE_MIN;
+static bool fits(const ane_engine_port *p, const ane_tensor *t, size_t need) {
+    size_t have = ane_surface_memory(t->surface) == ANE_MEM_IOSURFACE && !t->offset
+                      ? ane_surface_capacity(t->surface) : 0;
+    bool yes = have >= p->bytes &&
+               (ane_env_flag(ANE_ENV_UNIFORM_PORTS) ? have == need : have >= need);
     for (int i = 0; yes && i < p->rank; i++)
         yes = p->dims[i] == 1 || t->strides[i] == p->strides[i];
     return yes;
 }
 
 static ane_status bind_operand(const ane_objc *rt, apple_binding *b, size_t i,
-                               const ane_tensor *t, ane_error *err) {
+                               const ane_tensor *t, size_t smallest, ane_error *err) {
     bool output = i >= b->n_in;
-    const ane_engine_port *p = output ? &b->model->out[i - b->n_in] : &b->model->in[i];
+    const ane_engine_port *p = port_of(b, i);
     operand *o = &b->ops[i];
+    size_t need = surface_need(b, i, smallest);
     o->user = *t;
-    bool direct = fits(p, t);
+    bool direct = fits(p, t, need);
     /* An output that lies where another operand is would be read and written at once. */
     for (size_t k = 0; direct && output && k < i; k++)
         direct = b->ops[k].user.surface != t->surface;
@@ -117,7 +153,7 @@ static ane_status bind_operand(const ane_objc *rt, apple_binding *b, size_t i,
     o->stage = (ane_tensor){.dtype = p->dtype, .rank = p->rank};
     memcpy(o->stage.shape, p->dims, sizeof o->stage.shape);
     memcpy(o->stage.strides, p->strides, sizeof o->stage.strides);
-    ane_status st = make_surface(rt, p->bytes, &o->stage.surface, err);
+    ane_status st = make_surface(rt, need, &o->stage.surface, err);
     if (st) ane_error_prefix(err, "%s %s: ", output ? "output" : "input", p->name);
     return st;
 }
@@ -130,7 +166,7 @@ static ane_status list_operands(const ane_objc *rt, apple_binding *b, bool outpu
     ane_status st = ANE_OK;
     for (; made < n; made++) {
         const operand *o = &b->ops[first + made];
-        const ane_engine_port *p = output ? &b->model->out[made] : &b->model->in[made];
+        const ane_engine_port *p = port_of(b, first + made);
         ane_surface *s = o->stage.surface ? o->stage.surface : o->user.surface;
         wrappers[made] = ane_send_wrap(rt, ane_surface_iosurface_ref(s));
         if (!wrappers[made]) {
@@ -179,6 +215,7 @@ static void unbind(void *binding) {
     const ane_objc *rt = ane_objc_load(NULL);
     void *pool = rt->objc_autoreleasePoolPush();
     if (b->request) rt->objc_release(b->request);
+    ane_cf_release(rt, b->options);
     for (size_t i = 0; b->ops && i < b->n; i++) ane_surface_release(b->ops[i].stage.surface);
     rt->objc_autoreleasePoolPop(pool);
     ane_free(b->ops);
@@ -195,10 +232,17 @@ static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
     b->n = b->n_in + b->model->n_out;
     b->ops = ane_calloc(b->n, sizeof *b->ops);
     void *pool = rt->objc_autoreleasePoolPush();
-    ane_status st = b->ops ? ANE_OK : ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
+    double start = now();
+    size_t smallest = 0;
+    b->options = ane_cf_dict_retained(rt);
+    ane_status st = b->ops && b->options ? ANE_OK
+                                         : ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
+    if (!st) st = smallest_surface(&smallest, err);
     for (size_t i = 0; i < b->n && !st; i++)
-        st = bind_operand(rt, b, i, i < b->n_in ? &inputs[i] : &outputs[i - b->n_in], err);
+        st = bind_operand(rt, b, i, i < b->n_in ? &inputs[i] : &outputs[i - b->n_in], smallest,
+                          err);
     if (!st) st = make_request(rt, b, err);
+    b->bind_seconds = now() - start;
     rt->objc_autoreleasePoolPop(pool);
     if (st) unbind(b);
     else *binding = b;
@@ -236,7 +280,7 @@ static ane_status stage_in(const operand *o, ane_error *err) {
 
 /* Everything is locked before the first byte is copied, so a failing lock leaves all outputs
  * as they were. */
-static ane_status stage_out(const apple_binding *b, ane_error *err) {
+static ane_status stage_out(apple_binding *b, bool profile, ane_error *err) {
     ane_status st = ANE_OK;
     size_t i = b->n_in;
     for (; i < b->n; i++) {
@@ -249,8 +293,13 @@ static ane_status stage_out(const apple_binding *b, ane_error *err) {
         }
     }
     size_t locked = i;
-    for (i = b->n_in; i < locked && !st; i++)
-        if (b->ops[i].stage.surface) st = ane_tensor_copy(&b->ops[i].user, &b->ops[i].stage, err);
+    for (i = b->n_in; i < locked && !st; i++) {
+        operand *o = &b->ops[i];
+        if (!o->stage.surface) continue;
+        double start = profile ? now() : 0;
+        st = ane_tensor_copy(&o->user, &o->stage, err);
+        if (profile) o->seconds = now() - start;
+    }
     for (i = locked; i-- > b->n_in;) {
         const operand *o = &b->ops[i];
         if (!o->stage.surface) continue;
@@ -260,12 +309,11 @@ static ane_status stage_out(const apple_binding *b, ane_error *err) {
     return st;
 }
 
-static ane_status evaluate(const ane_objc *rt, const apple_binding *b, ane_cf options,
-                           ane_error *err) {
+static ane_status evaluate(const ane_objc *rt, const apple_binding *b, ane_error *err) {
     for (int attempt = 0;; attempt++) {
         unsigned long status = 0;
         ane_id error = NULL;
-        if (ane_send_evaluate(rt, b->model->object, ANE_APPLE_QOS, options, b->request, &error))
+        if (ane_send_evaluate(rt, b->model->object, ANE_APPLE_QOS, b->options, b->request, &error))
             return ANE_OK;
         ane_status st = ane_objc_fail(rt, err, "run", error, &status);
         if (status != ANE_APPLE_TRANSIENT || attempt == ANE_APPLE_TRANSIENT_TRIES) return st;
@@ -275,29 +323,102 @@ static ane_status evaluate(const ane_objc *rt, const apple_binding *b, ane_cf op
 }
 
 static ane_status run(void *binding, const ane_run_options *opts, bool profile, ane_error *err) {
-    const apple_binding *b = binding;
+    apple_binding *b = binding;
     const ane_objc *rt = ane_objc_load(NULL);
-    (void)opts, (void)profile;
+    ane_status st = ANE_OK;
+    (void)opts;
     void *pool = rt->objc_autoreleasePoolPush();
-    void *options = ane_cf_dict_retained(rt);
-    ane_status st = options ? ANE_OK : ane_fail(err, ANE_ERR_NOMEM, "[run] out of memory");
-    for (size_t i = 0; i < b->n_in && !st; i++)
-        if (b->ops[i].stage.surface) st = stage_in(&b->ops[i], err);
+    for (size_t i = 0; i < b->n_in && !st; i++) {
+        double start = profile ? now() : 0;
+        if (!b->ops[i].stage.surface) continue;
+        st = stage_in(&b->ops[i], err);
+        if (profile) b->ops[i].seconds = now() - start;
+    }
     if (!st) st = ane_run_check(err);
-    if (!st) st = evaluate(rt, b, options, err);
-    if (!st) st = stage_out(b, err);
-    ane_cf_release(rt, options);
+    double start = profile ? now() : 0;
+    if (!st) st = evaluate(rt, b, err);
+    if (profile) b->evaluate_seconds = now() - start;
+    if (!st) st = stage_out(b, profile, err);
     rt->objc_autoreleasePoolPop(pool);
     return st;
+}
+
+/* ---------------------------------------------------------------- report */
+
+/* The phases: the model's, bind, a row for each operand, evaluate, unload. */
+static size_t step_count(void *binding) {
+    return ANE_PHASE_COUNT + ((const apple_binding *)binding)->n + 3;
+}
+
+static void step(void *binding, size_t i, ane_step_info *info) {
+    static const char *const names[] = {
+#define X(id, name) name,
+        ANE_PHASE_MAP(X)
+#undef X
+    };
+    const apple_binding *b = binding;
+    const ane_model *m = b->model;
+    const char *engine = ane_objc_load(NULL)->stand_in ? "stand-in" : "ane";
+    info->kernel = engine;
+    if (i < ANE_PHASE_COUNT) {
+        bool skipped = m->cached && (i == ANE_PHASE_WRITE || i == ANE_PHASE_COMPILE);
+        info->op = names[i];
+        info->kernel = skipped ? "cached" : i == ANE_PHASE_WRITE ? "cpu" : engine;
+        info->seconds = m->seconds[i];
+        return;
+    }
+    i -= ANE_PHASE_COUNT;
+    if (i == 0) {
+        info->op = "bind";
+        info->seconds = b->bind_seconds;
+        return;
+    }
+    i -= 1;
+    if (i == b->n_in) {
+        info->op = "evaluate";
+        info->seconds = b->evaluate_seconds;
+    } else if (i <= b->n) {
+        size_t k = i < b->n_in ? i : i - 1;
+        bool staged = b->ops[k].stage.surface != NULL;
+        info->op = !staged ? "in place" : k < b->n_in ? "copy in" : "copy out";
+        info->name = port_of(b, k)->name;
+        info->kernel = staged ? "cpu" : engine;
+        info->bytes = staged ? 2.0 * (double)port_of(b, k)->bytes : 0;
+        info->seconds = staged ? b->ops[k].seconds : 0;
+    } else {
+        info->op = "unload";            /* the last one of this process: ours is to come */
+        info->seconds = ane_model_unload_seconds();
+    }
 }
 
 static void memory(void *binding, ane_memory_info *info) {
     const apple_binding *b = binding;
     for (size_t i = 0; i < b->n; i++) {
-        const ane_engine_port *p = i < b->n_in ? &b->model->in[i] : &b->model->out[i - b->n_in];
-        *(i < b->n_in ? &info->inputs : &info->outputs) += p->bytes;
+        *(i < b->n_in ? &info->inputs : &info->outputs) += port_of(b, i)->bytes;
         if (b->ops[i].stage.surface) info->scratch += ane_surface_capacity(b->ops[i].stage.surface);
     }
+}
+
+/* ---------------------------------------------------------------- real time */
+
+static ane_status realtime(bool begin, bool *granted, ane_error *err) {
+    const char *why = "";
+    const ane_objc *rt = ane_objc_load(&why);
+    *granted = false;
+    if (!rt) return ane_fail(err, ANE_ERR_UNSUPPORTED, "[realtime] device \"ane\": %s", why);
+    void *pool = rt->objc_autoreleasePoolPush();
+    ane_id client = ane_send_connection(rt);
+    if (client)
+        *granted = begin ? ane_send_begin_realtime(rt, client) : ane_send_end_realtime(rt, client);
+    rt->objc_autoreleasePoolPop(pool);
+    return ANE_OK;
+}
+
+ane_status ane_realtime_begin(bool *granted, ane_error *err) {
+    return realtime(true, granted, err);
+}
+ane_status ane_realtime_end(bool *granted, ane_error *err) {
+    return realtime(false, granted, err);
 }
 
 const ane_backend ane_backend_apple = {
@@ -310,5 +431,7 @@ const ane_backend ane_backend_apple = {
     .unbind = unbind,
     .run = run,
     .port = port,
+    .step_count = step_count,
+    .step = step,
     .memory = memory,
 };

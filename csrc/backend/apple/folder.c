@@ -91,3 +91,22 @@ static void remove_tree(const char *path, int depth) {
 void ane_folder_remove(const char *folder) {
     if (*folder) remove_tree(folder, 8);
 }
+
+/* Beside it, under a name that the framework does not know. False: longer than any path of
+ * ours. */
+static bool hidden(const char *folder, char path[PATH_BYTES]) {
+    int w = snprintf(path, PATH_BYTES, "%s.kept", folder);
+    return w > 0 && w < PATH_BYTES;
+}
+
+void ane_folder_hide(const char *folder) {
+    char path[PATH_BYTES];
+    if (hidden(folder, path)) rename(folder, path);
+}
+
+void ane_folder_show(const char *folder) {
+    char path[PATH_BYTES];
+    struct stat st;
+    if (!hidden(folder, path) || lstat(path, &st)) return;
+    if (!lstat(folder, &st) || rename(path, folder)) remove_tree(path, 8);
+}

@@ -17,5 +17,9 @@ const char *ane_folder_relative(const char *path);
 ane_status ane_folder_write(const char *folder, const char *text, size_t n,
                             const ane_weight_blob *blobs, size_t n_blobs, ane_error *err);
 void ane_folder_remove(const char *folder);     /* absence is fine */
+/* Out of the way of an unload, which would remove it, and back. show also undoes the hide of
+ * a process that died in between. */
+void ane_folder_hide(const char *folder);
+void ane_folder_show(const char *folder);
 
 #endif

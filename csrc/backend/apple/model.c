@@ -3,17 +3,23 @@
 #include "model.h"
 
 #include "folder.h"
+#include "index.h"
 
+#include "../../base/env.h"
+#include "../../base/sha256.h"
 #include "../../base/sync.h"
 
-#include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 static ane_mutex lock = ANE_MUTEX_INIT;
 static ane_model *models;               /* one per identifier */
-static int compiles;                    /* real ones of this process */
+static atomic_int compiles;             /* calls of the compiler by this process */
+static _Atomic(double) last_unload;     /* seconds */
 
 static void milliseconds(long ms) {
     struct timespec t = {ms / 1000, ms % 1000 * 1000000};
@@ -68,6 +74,23 @@ static ane_status find_blobs(source *s, const ane_block *b, ane_error *err) {
         for (int i = 0; i < op->n_blocks && !st; i++) st = find_blobs(s, op->blocks[i], err);
     }
     return st;
+}
+
+/* What the compiled code depends on. Names and lengths of the weights count here; in the
+ * framework's identifier they do not, so two programs may share one. */
+static void hash_source(const source *s, ane_model *m) {
+    ane_sha256 h;
+    ane_sha256_init(&h);
+    ane_sha256_add(&h, s->text, s->n);
+    ane_sha256_hex(&h, m->program);
+    ane_sha256_init(&h);
+    for (size_t i = 0; i < s->n_blobs; i++) {
+        uint64_t n = s->blobs[i].bytes;
+        ane_sha256_add(&h, s->blobs[i].path, strlen(s->blobs[i].path) + 1);
+        ane_sha256_add(&h, &n, sizeof n);
+        ane_sha256_add(&h, s->blobs[i].data, s->blobs[i].bytes);
+    }
+    ane_sha256_hex(&h, m->weights);
 }
 
 /* {path: {"offset": 0, "data": bytes}}; never nil, which would give no descriptor. */
@@ -135,267 +158,219 @@ static ane_status describe(const ane_objc *rt, const source *s, ane_model *m, an
     return ANE_OK;
 }
 
-static ane_status compile(const ane_objc *rt, const source *s, ane_model *m, ane_cf options,
-                          ane_error *err) {
-    ane_id error = NULL;
-    ane_status st = ane_folder_write(m->folder, s->text, s->n, s->blobs, s->n_blobs, err);
-    if (st) return st;
-    int nth = compiles + 1;
-    if (nth >= ANE_APPLE_COMPILES_WARN)
-        ane__log("ane: compile %d of this process; about %d are believed to be the limit "
-                 "(compiled programs that the system still has do not count)", nth,
-                 ANE_APPLE_COMPILES);
-    if (!ane_send_compile(rt, m->object, ANE_APPLE_QOS, options, &error)) {
-        st = ane_objc_fail(rt, err, "compile", error, NULL);
-        if (nth > ANE_APPLE_COMPILES_WARN)
-            ane_error_prefix(err, "compile %d of this process, about %d are believed to be "
-                             "the limit: ", nth, ANE_APPLE_COMPILES);
-        return st;
-    }
-    compiles = nth;
+/* ---------------------------------------------------------------- budget */
+
+int ane_compile_count(void) { return atomic_load(&compiles); }
+
+static ane_status read_budget(int *out, ane_error *err) {
+    const char *text = ane_env(ANE_ENV_COMPILE_BUDGET);
+    char *end;
+    long n = *text ? strtol(text, &end, 10) : ANE_APPLE_COMPILES;
+    if (*text && (*end || n < 0 || n > 1000000))
+        return ane_fail(err, ANE_ERR_INVALID, "[compile] ANETORCH_COMPILE_BUDGET is '%.40s'; "
+                        "expected a number of compiles a process, or 0 for no limit", text);
+    *out = (int)n;
     return ANE_OK;
 }
 
-static ane_status load(const ane_objc *rt, ane_model *m, ane_cf options, ane_error *err) {
-    for (int attempt = 0;; attempt++) {
-        ane_id error = NULL;
-        if (ane_send_load(rt, m->object, ANE_APPLE_QOS, options, &error)) {
-            m->loaded = true;
-            return ANE_OK;
-        }
-        ane_status st = ane_objc_fail(rt, err, "load", error, NULL);
-        if (attempt) return st;
-        milliseconds(ANE_APPLE_RETRY_MS);
-    }
+int ane_compile_budget(void) {
+    int n = ANE_APPLE_COMPILES;
+    (void)read_budget(&n, NULL);
+    return n;
 }
 
-/* A compiled program that the system still has needs no folder and no compile; where its
- * load fails, the entry was stale, which costs one compile. */
+/* Where the others stop: at 100 of 119. */
+int ane_compile_warn_at(void) {
+    int64_t n = ane_compile_budget();
+    return (int)(n * ANE_APPLE_COMPILES_WARN / ANE_APPLE_COMPILES);
+}
+
+/* One more call of the compiler, if there is one left. */
+static ane_status spend_compile(ane_error *err) {
+    static atomic_bool warned;
+    int budget = 0;
+    ane_status st = read_budget(&budget, err);
+    if (st) return st;
+    int used = atomic_load(&compiles);
+    if (budget && used >= budget)
+        return ane_fail(err, ANE_ERR_UNSUPPORTED, "[compile] the budget of %d compiles of this "
+                        "process is used up (about %d are believed to be the engine's limit): "
+                        "make weights inputs so that kernels are reused, go on in a new "
+                        "process, where what the system still has loads without a compile, or "
+                        "set ANETORCH_COMPILE_BUDGET", budget, ANE_APPLE_COMPILES);
+    atomic_store(&compiles, used + 1);          /* under the lock */
+    if (budget && used + 1 >= ane_compile_warn_at() && !atomic_exchange(&warned, true))
+        ane__log("ane: compile %d of this process, whose budget is %d", used + 1, budget);
+    return ANE_OK;
+}
+
+/* ---------------------------------------------------------------- compile, load */
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static ane_status compile(const ane_objc *rt, const source *s, ane_model *m, ane_cf options,
+                          ane_error *err) {
+    ane_id error = NULL;
+    ane_status st = spend_compile(err);
+    if (st) return st;
+    double start = now();
+    st = ane_folder_write(m->folder, s->text, s->n, s->blobs, s->n_blobs, err);
+    m->seconds[ANE_PHASE_WRITE] = now() - start;
+    if (st) return st;
+    start = now();
+    bool ok = ane_send_compile(rt, m->object, ANE_APPLE_QOS, options, &error);
+    m->seconds[ANE_PHASE_COMPILE] = now() - start;
+    if (ok) return ANE_OK;
+    st = ane_objc_fail(rt, err, "compile", error, NULL);
+    int nth = atomic_load(&compiles);
+    if (nth >= ANE_APPLE_COMPILES_WARN)
+        ane_error_prefix(err, "compile %d of this process, about %d are believed to be the "
+                         "limit: ", nth, ANE_APPLE_COMPILES);
+    return st;
+}
+
+static ane_status load(const ane_objc *rt, ane_model *m, ane_cf options, ane_error *err) {
+    double start = now();
+    ane_status st = ANE_OK;
+    for (int attempt = 0; !m->loaded; attempt++) {
+        ane_id error = NULL;
+        m->loaded = ane_send_load(rt, m->object, ANE_APPLE_QOS, options, &error);
+        if (m->loaded) break;
+        st = ane_objc_fail(rt, err, "load", error, NULL);
+        if (attempt) break;
+        milliseconds(ANE_APPLE_RETRY_MS);
+        st = ANE_OK;
+    }
+    m->seconds[ANE_PHASE_LOAD] = now() - start;
+    return m->loaded ? ANE_OK : st;
+}
+
+static void unload(const ane_objc *rt, ane_model *m) {
+    ane_error why;
+    ane_id error = NULL;
+    if (!m->loaded) return;
+    double start = now();
+    m->loaded = false;
+    if (!ane_send_unload(rt, m->object, ANE_APPLE_QOS, &error)) {
+        ane_objc_fail(rt, &why, "unload", error, NULL);
+        ane__log("ane: %s", why.message);       /* its release gives the slot back */
+    }
+    atomic_store(&last_unload, now() - start);
+}
+
+double ane_model_unload_seconds(void) { return atomic_load(&last_unload); }
+
+/* A compiled program that the system still has, and that our index knows as made from just
+ * this source on this chip and system, needs no folder and no compile. Where its load fails
+ * or its ports are others, the entry was stale, which costs one compile. */
+static ane_status use_compiled(const ane_objc *rt, ane_model *m, const ane_index_key *key,
+                               ane_cf options, ane_error *err) {
+    if (!ane_send_exists(rt, m->object) || !ane_index_find(key)) return ANE_ERR_NOT_FOUND;
+    ane_status st = load(rt, m, options, err);
+    if (!st) st = ane_ports_read(rt, m, err);
+    if (!st && !ane_index_confirm(key, m)) st = ANE_ERR_NOT_FOUND;
+    if (!st) m->cached = true;
+    else unload(rt, m);
+    ane_index_count(st ? ANE_INDEX_STALE : ANE_INDEX_HIT);
+    return st;
+}
+
 static ane_status compile_and_load(const ane_objc *rt, const source *s, ane_model *m,
                                    ane_error *err) {
+    ane_index_key key = {.hex = m->hex, .program = m->program, .weights = m->weights,
+                         .chip = rt->chip, .build = rt->build};
     void *options = ane_cf_dict_retained(rt);
     if (!options) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
-    ane_status st = ANE_ERR_NOT_FOUND;
-    if (ane_send_exists(rt, m->object)) st = load(rt, m, options, err);
+    ane_status st = use_compiled(rt, m, &key, options, err);
     if (st) {
+        ane_index_count(ANE_INDEX_MISS);
+        ane_index_remove(m->hex);       /* nothing says what the system has from here on */
         st = compile(rt, s, m, options, err);
         if (!st) st = load(rt, m, options, err);
+        if (!st) st = ane_ports_read(rt, m, err);
+        if (!st) ane_index_put(&key, m);
     }
     ane_cf_release(rt, options);
     return st;
 }
 
-/* ---------------------------------------------------------------- ports */
-
-static ane_status odd(ane_error *err, const char *port, const char *what) {
-    return ane_fail(err, ANE_ERR_RUNTIME, "[compile] the model's attributes are not as "
-                    "expected: %s%s%s", port ? port : "", port ? ": " : "", what);
-}
-
-static bool same_name(const char *port, const char *symbol) {
-    size_t n = strlen(port);        /* outputs are called "out@output" */
-    return !strncmp(port, symbol, n) && (!symbol[n] || symbol[n] == '@');
-}
-
-/* Index of the symbol of this name; -1: none. */
-static int64_t symbol_of(const ane_objc *rt, ane_cf symbols, const char *port) {
-    char name[256];
-    for (size_t i = 0; i < ane_cf_count(rt, symbols); i++)
-        if (ane_cf_text(rt, ane_cf_item(rt, symbols, i, ANE_CF_STRING), name, sizeof name) &&
-            same_name(port, name))
-            return (int64_t)i;
-    return -1;
-}
-
-static bool has_index(const ane_objc *rt, ane_cf list, int64_t index) {
-    for (size_t i = 0; i < ane_cf_count(rt, list); i++) {
-        int64_t v = -1;
-        ane_cf n = ane_cf_item(rt, list, i, ANE_CF_NUMBER);
-        if (n && rt->CFNumberGetValue(n, ANE_CF_SINT64, &v) && v == index) return true;
-    }
-    return false;
-}
-
-static ane_cf live_entry(const ane_objc *rt, ane_cf list, const char *port) {
-    char name[256];
-    for (size_t i = 0; i < ane_cf_count(rt, list); i++) {
-        ane_cf e = ane_cf_item(rt, list, i, ANE_CF_DICT);
-        if (e && ane_cf_text(rt, ane_cf_get(rt, e, "Name", ANE_CF_STRING), name, sizeof name) &&
-            same_name(port, name))
-            return e;
-    }
-    return NULL;
-}
-
-static const char *type_name(ane_dtype d) {
-    switch (d) {
-    case ANE_F16: return "Float16";
-    case ANE_F32: return "Float32";
-    case ANE_I32: return "Int32";
-    case ANE_I64: return "Int64";
-    case ANE_U8: return "UInt8";
-    case ANE_I8: return "Int8";
-    default: return NULL;
-    }
-}
-
-/* Lower ranks are taken for the last dimensions of (batch, channel, height, width); what the
- * attributes say must agree. */
-static ane_status fill_port(const ane_objc *rt, ane_cf e, ane_engine_port *p, ane_error *err) {
-    static const char *const sizes[] = {"Batches", "Channels", "Height", "Width"};
-    static const char *const steps[] = {"BatchStride", "PlaneStride", "RowStride"};
-    int64_t stride[4] = {0}, unit = (int64_t)ane_dtype_size(p->dtype), one = 1, last = 0;
-    char type[32];
-    if (!ane_cf_text(rt, ane_cf_get(rt, e, "Type", ANE_CF_STRING), type, sizeof type) ||
-        strcmp(type, type_name(p->dtype)))
-        return odd(err, p->name, "another element type");
-    for (int i = 0; i < 4; i++) {
-        int64_t have, want = i >= 4 - p->rank ? p->dims[i - (4 - p->rank)] : 1;
-        if (!ane_cf_number(rt, e, sizes[i], &have) || have != want)
-            return odd(err, p->name, "another shape");
-        if (i < 3 && (!ane_cf_number(rt, e, steps[i], &stride[i]) || stride[i] <= 0))
-            return odd(err, p->name, "a stride is missing");
-    }
-    stride[3] = unit;
-    if ((ane_cf_number(rt, e, "Depth", &one) && one != 1) ||
-        (ane_cf_number(rt, e, "Interleave", &one) && one != 1))
-        return odd(err, p->name, "a depth or interleave");
-    /* Each stride must hold what lies below it, or elements would overlap. */
-    int64_t inner = unit;
-    for (int i = 3; i >= 0; i--) {
-        int64_t want = i >= 4 - p->rank ? p->dims[i - (4 - p->rank)] : 1;
-        if (stride[i] < inner || stride[i] % unit ||
-            __builtin_mul_overflow(stride[i], want, &inner))
-            return odd(err, p->name, "strides overlap");
-        last = inner;
-    }
-    for (int i = 0; i < p->rank; i++) p->strides[i] = stride[i + 4 - p->rank];
-    p->bytes = (size_t)last;            /* batches * BatchStride */
-    return ANE_OK;
-}
-
-static ane_status fill_ports(const ane_objc *rt, ane_cf desc, ane_cf procedure, ane_cf status,
-                             bool output, ane_engine_port *ports, size_t n, ane_error *err) {
-    ane_cf symbols = ane_cf_get(rt, desc, output ? "kANEFModelOutputSymbolsArrayKey"
-                                                 : "kANEFModelInputSymbolsArrayKey", ANE_CF_ARRAY);
-    ane_cf indices = ane_cf_get(rt, procedure, output ? "ANEFModelOutputSymbolIndexArray"
-                                                      : "ANEFModelInputSymbolIndexArray",
-                                ANE_CF_ARRAY);
-    ane_cf live = ane_cf_get(rt, status, output ? "LiveOutputList" : "LiveInputList", ANE_CF_ARRAY);
-    if (!symbols || !indices || !live) return odd(err, NULL, "no lists of symbols");
-    if (ane_cf_count(rt, indices) != n) return odd(err, NULL, "another number of ports");
-    for (size_t i = 0; i < n; i++) {
-        ane_engine_port *p = &ports[i];
-        p->symbol = symbol_of(rt, symbols, p->name);
-        ane_cf e = live_entry(rt, live, p->name);
-        if (p->symbol < 0 || !has_index(rt, indices, p->symbol) || !e)
-            return odd(err, p->name, "no symbol of this name");
-        ane_status st = fill_port(rt, e, p, err);
-        if (st) return st;
-    }
-    return ANE_OK;
-}
-
-static ane_status read_attributes(const ane_objc *rt, ane_model *m, ane_error *err) {
-    ane_cf all = ane_send_attributes(rt, m->object);
-    ane_cf desc = ane_cf_get(rt, all, "ANEFModelDescription", ANE_CF_DICT);
-    ane_cf procedures = ane_cf_get(rt, desc, "ANEFModelProcedures", ANE_CF_ARRAY);
-    ane_cf procedure = ane_cf_item(rt, procedures, 0, ANE_CF_DICT);
-    ane_cf list = ane_cf_get(rt, all, "NetworkStatusList", ANE_CF_ARRAY);
-    if (!list) list = ane_cf_get(rt, all, "networkStatusList", ANE_CF_ARRAY);
-    ane_cf status = ane_cf_item(rt, list, 0, ANE_CF_DICT);
-    if (!desc || !procedure || !status) return odd(err, NULL, "a list is missing");
-    ane_status st = fill_ports(rt, desc, procedure, status, false, m->in, m->n_in, err);
-    return st ? st : fill_ports(rt, desc, procedure, status, true, m->out, m->n_out, err);
-}
-
-/* What the text says of a port, and what the engine can take at all. */
-static ane_status check_value(const ane_value *v, const char *what, ane_engine_port *p,
-                              ane_error *err) {
-    char text[ANE_TYPE_TEXT];
-    const ane_type *t = v->type;
-    bool ok = t->kind == ANE_T_TENSOR && type_name(t->dtype) && t->rank <= 4 &&
-              strlen(v->name) < sizeof p->name;
-    for (int i = 0; ok && i < t->rank; i++) ok = t->dims[i] > 0;
-    if (!ok)
-        return ane_fail(err, ANE_ERR_UNSUPPORTED,
-                        "[compile] device \"ane\": %s %.80s is %s; the engine takes tensors of "
-                        "known, non-zero size, at most rank 4, of fp16, fp32, int8, uint8, "
-                        "int32 or int64", what, v->name, ane_type_text(t, text, sizeof text));
-    *p = (ane_engine_port){.dtype = t->dtype, .rank = t->rank};
-    strcpy(p->name, v->name);
-    memcpy(p->dims, t->dims, (size_t)t->rank * sizeof *t->dims);
-    return ANE_OK;
-}
-
-static ane_status check_function(const ane_function *f, ane_model *m, ane_error *err) {
-    const ane_block *b = f->body;
-    m->n_in = (size_t)f->n_params;
-    m->n_out = (size_t)b->n_outputs;
-    if (!m->n_in || !m->n_out || m->n_in > ANE_APPLE_PORTS || m->n_out > ANE_APPLE_PORTS)
-        return ane_fail(err, ANE_ERR_UNSUPPORTED, "[compile] device \"ane\": the engine takes 1 "
-                        "to %d inputs and outputs; the function has %zu and %zu",
-                        ANE_APPLE_PORTS, m->n_in, m->n_out);
-    m->in = ane_calloc(m->n_in, sizeof *m->in);
-    m->out = ane_calloc(m->n_out, sizeof *m->out);
-    if (!m->in || !m->out) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
-    ane_status st = ANE_OK;
-    for (size_t i = 0; i < m->n_in && !st; i++)
-        st = check_value(f->params[i], "input", &m->in[i], err);
-    for (size_t i = 0; i < m->n_out && !st; i++) {
-        st = check_value(b->outputs[i], "output", &m->out[i], err);
-        for (size_t k = 0; k < i && !st; k++)
-            if (b->outputs[k] == b->outputs[i])
-                st = ane_fail(err, ANE_ERR_UNSUPPORTED, "[compile] device \"ane\": output %s is "
-                              "given twice", m->out[i].name);
-    }
-    return st;
-}
-
 /* ---------------------------------------------------------------- lifetime */
 
-/* Unloads what is loaded; the folder goes whatever happens. */
-static void discard(const ane_objc *rt, ane_model *m, bool own_folder) {
-    ane_error why;
-    ane_id error = NULL;
-    if (m->loaded && !ane_send_unload(rt, m->object, ANE_APPLE_QOS, &error)) {
-        ane_objc_fail(rt, &why, "unload", error, NULL);
-        ane__log("ane: %s", why.message);       /* its release gives the slot back */
-    }
+static void destroy(const ane_objc *rt, ane_model *m) {
     if (m->object) rt->objc_release(m->object);
-    if (own_folder) ane_folder_remove(m->folder);
     ane_free(m->in);
     ane_free(m->out);
     ane_free(m);
 }
 
+/* With the work claimed. The framework's unload removes the folder, so where another process
+ * uses it, it is out of the way meanwhile; else it goes whatever happens. */
+static void take_down(const ane_objc *rt, ane_model *m) {
+    bool last = ane_claim_leave(&m->claim, m->folder);
+    if (!last) ane_folder_hide(m->folder);
+    unload(rt, m);
+    if (m->object) rt->objc_release(m->object);
+    m->object = NULL;
+    if (last) ane_folder_remove(m->folder);
+    else ane_folder_show(m->folder);
+    ane_claim_done(&m->claim, m->folder, last);
+    destroy(rt, m);
+}
+
+static ane_status bring_up(const ane_objc *rt, const source *s, ane_model *m, ane_error *err) {
+    ane_status st = ane_claim_work(&m->claim, m->folder, err);
+    if (st) return st;
+    ane_folder_show(m->folder);         /* a process died while it was hidden */
+    st = ane_claim_use(&m->claim, m->folder, err);
+    if (!st) st = compile_and_load(rt, s, m, err);
+    if (!st) ane_claim_done(&m->claim, m->folder, false);
+    return st;
+}
+
+/* The loaded model of m's identifier, which must then be of the same source. */
+static ane_status find_same(const ane_model *m, ane_model **out, ane_error *err) {
+    ane_model *same = models;
+    while (same && (strcmp(same->hex, m->hex) || same->pid != m->pid)) same = same->next;
+    *out = same;
+    if (!same || (!strcmp(same->program, m->program) && !strcmp(same->weights, m->weights)))
+        return ANE_OK;
+    return ane_fail(err, ANE_ERR_UNSUPPORTED, "[compile] device \"ane\": a program with other "
+                    "weights is loaded whose identifier is the same (the framework joins all "
+                    "weight files before it hashes them); release its kernel first");
+}
+
 ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_model **out,
                              ane_error *err) {
     source s = {0};
-    ane_model *m = ane_calloc(1, sizeof *m);
+    ane_model *same = NULL, *m = ane_calloc(1, sizeof *m);
     if (!m) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
-    ane_status st = check_function(f, m, err);
+    double start = now();
+    m->claim = (ane_claim)ANE_CLAIM_NONE;
+    m->pid = (long)getpid();
+    ane_status st = ane_ports_check(f, m, err);
     if (!st) st = ane_program_print(f->program, NULL, &s.text, &s.n, err);
     if (!st) st = find_blobs(&s, f->body, err);
+    if (!st) hash_source(&s, m);
     ane_mutex_lock(&lock);
     if (!st) st = describe(rt, &s, m, err);
-    ane_model *same = st ? NULL : models;
-    while (same && strcmp(same->hex, m->hex)) same = same->next;
-    if (same) {
+    m->seconds[ANE_PHASE_DESCRIBE] = now() - start;
+    if (!st) st = find_same(m, &same, err);
+    if (!st && !same) st = bring_up(rt, &s, m, err);
+    if (same && !st) {
         same->refs++;
-        discard(rt, m, false);
-        m = same;
+        *out = same;
     } else if (!st) {
-        st = compile_and_load(rt, &s, m, err);
-        if (!st) st = read_attributes(rt, m, err);
-        if (!st) {
-            m->refs = 1;
-            m->next = models;
-            models = m;
-        }
+        m->refs = 1;
+        m->next = models;
+        models = m;
+        *out = m;
     }
-    if (st) discard(rt, m, true);
-    else *out = m;
+    if (m->claim.work >= 0) take_down(rt, m);
+    else if (st || same) destroy(rt, m);
     ane_mutex_unlock(&lock);
     ane_free(s.text);
     ane_free(s.blobs);
@@ -403,12 +378,21 @@ ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_mode
 }
 
 void ane_model_release(const ane_objc *rt, ane_model *m) {
+    ane_error why;
     ane_mutex_lock(&lock);
     if (!--m->refs) {
         ane_model **p = &models;
         while (*p != m) p = &(*p)->next;
         *p = m->next;
-        discard(rt, m, true);
+        if (m->pid != (long)getpid()) {
+            /* A forked child: model, folder and locks are the parent's. */
+            ane_claim_forget(&m->claim);
+            m->object = NULL;
+            destroy(rt, m);
+        } else {
+            if (ane_claim_work(&m->claim, m->folder, &why)) ane__log("ane: %s", why.message);
+            take_down(rt, m);
+        }
     }
     ane_mutex_unlock(&lock);
 }

@@ -2,6 +2,7 @@
 #ifndef ANE_APPLE_MODEL_H
 #define ANE_APPLE_MODEL_H
 
+#include "claim.h"
 #include "objc.h"
 
 #include "../backend.h"
@@ -15,11 +16,25 @@ typedef struct ane_engine_port {
     size_t bytes;                       /* that the engine touches */
 } ane_engine_port;
 
+/* What a kernel goes through, in order; the bindings' own two are not the model's. */
+#define ANE_PHASE_MAP(X)                                                                  \
+    X(DESCRIBE, "describe") X(WRITE, "write") X(COMPILE, "compile") X(LOAD, "load")
+enum {
+#define X(id, name) ANE_PHASE_##id,
+    ANE_PHASE_MAP(X)
+#undef X
+    ANE_PHASE_COUNT
+};
+
 typedef struct ane_model {
     char hex[224];
     char folder[1024];
+    char program[65], weights[65];      /* SHA-256 of the text; of names and bytes */
+    ane_claim claim;
+    long pid;                           /* the process that loaded it */
     int refs;                           /* kernels of this process with this text */
-    bool loaded;
+    bool loaded, cached;                /* cached: without a compile */
+    double seconds[ANE_PHASE_COUNT];    /* 0: skipped */
     ane_id object;                      /* _ANEInMemoryModel, +1 */
     size_t n_in, n_out;
     ane_engine_port *in, *out;          /* in the text's order */
@@ -30,7 +45,14 @@ typedef struct ane_model {
  * under the same identifier. */
 ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_model **out,
                              ane_error *err);
-/* The last user unloads it and removes the folder. */
+/* The last user unloads it; the last of all processes removes the folder. */
 void ane_model_release(const ane_objc *rt, ane_model *m);
+/* Of the last unload of this process; 0: none yet. */
+double ane_model_unload_seconds(void);
+
+/* m's ports as f has them, where the engine can take them at all. */
+ane_status ane_ports_check(const ane_function *f, ane_model *m, ane_error *err);
+/* Their strides, bytes and symbols, from the loaded model's attributes. */
+ane_status ane_ports_read(const ane_objc *rt, ane_model *m, ane_error *err);
 
 #endif

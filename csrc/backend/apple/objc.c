@@ -110,6 +110,28 @@ static bool probe_methods(void) {
     return true;
 }
 
+/* Chip and system, which compiled code depends on. */
+static void find_machine(void) {
+    strcpy(table.chip, "unknown");
+    strcpy(table.build, "unknown");
+    ane_id name = ane_send_architecture(&table);
+    int64_t number;
+    if (name && ane_cf_is(&table, name, ANE_CF_STRING)) {
+        if (!ane_cf_text(&table, name, table.chip, sizeof table.chip) || !*table.chip)
+            strcpy(table.chip, "unknown");
+    } else if (name && ane_cf_is(&table, name, ANE_CF_NUMBER) &&        /* on some releases */
+               table.CFNumberGetValue(name, ANE_CF_SINT64, &number)) {
+        snprintf(table.chip, sizeof table.chip, "type %lld", (long long)number);
+    }
+    size_t n = sizeof table.build;
+    if (table.sysctlbyname("kern.osversion", table.build, &n, NULL, 0) || !*table.build)
+        strcpy(table.build, "unknown");
+    table.build[sizeof table.build - 1] = 0;
+    /* Both stand on a line of the index. */
+    for (char *p = table.chip; *p; p++) if ((unsigned char)*p < ' ') *p = '?';
+    for (char *p = table.build; *p; p++) if ((unsigned char)*p < ' ') *p = '?';
+}
+
 static void load(void) {
     const char *stand_in = ane_env(ANE_ENV_APPLE_RUNTIME), *why = "";
     if (!find_symbols(stand_in)) {
@@ -146,12 +168,11 @@ static void load(void) {
                  "(a virtual machine?)");
         goto done;
     }
-    char chip[64] = "";
-    ane_id name = ane_send_architecture(&table);        /* a number on some releases */
-    if (name && ane_cf_is(&table, name, ANE_CF_STRING)) ane_cf_text(&table, name, chip, sizeof chip);
-    snprintf(table.detail, sizeof table.detail, "%s%s%s",
-             *stand_in ? "stand-in, not hardware" : "Apple Neural Engine",
-             *chip ? ": " : "", chip);
+    find_machine();
+    table.stand_in = *stand_in != 0;
+    snprintf(table.detail, sizeof table.detail, "%s: %s, system build %s",
+             *stand_in ? "stand-in, not hardware" : "Apple Neural Engine", table.chip,
+             table.build);
     loaded = true;
 done:
     table.objc_autoreleasePoolPop(pool);
@@ -238,7 +259,7 @@ static const char *meaning(int kind, unsigned long value) {
         unsigned long value;
         const char *text;
     } rows[] = {
-#define X(kind, value, text) {kind, value, text},
+#define X(kind, value, text, source) {kind, value, text},
         ANE_APPLE_CODES(X)
 #undef X
     };

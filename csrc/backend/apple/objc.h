@@ -36,6 +36,8 @@ typedef struct ane_objc {
     ane_sel selectors[ANE_METHOD_COUNT];
     ane_imp imps[ANE_METHOD_COUNT];     /* NULL: an optional method that is absent */
     char detail[256];
+    char chip[64], build[64];           /* "h16g", "26A428"; "unknown" */
+    bool stand_in;
 } ane_objc;
 
 /* Everything, probed once, or NULL; *why (may be NULL) then says what is wrong. */

@@ -1,22 +1,22 @@
-/* SHA-256 (FIPS 180-4), for the model's hex identifier. */
-#ifndef STANDIN_SHA256_H
-#define STANDIN_SHA256_H
+/* SHA-256 (FIPS 180-4), static inline. */
+#ifndef ANE_BASE_SHA256_H
+#define ANE_BASE_SHA256_H
 
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
-typedef struct sha256 {
+typedef struct ane_sha256 {
     uint32_t h[8];
     uint64_t bytes;
     unsigned char block[64];
     size_t used;
-} sha256;
+} ane_sha256;
 
-static inline uint32_t sha256_rot(uint32_t x, int n) { return x >> n | x << (32 - n); }
+static inline uint32_t ane_sha256_rot(uint32_t x, int n) { return x >> n | x << (32 - n); }
 
-static inline void sha256_block(sha256 *s) {
+static inline void ane_sha256_block(ane_sha256 *s) {
     static const uint32_t k[64] = {
         0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4,
         0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe,
@@ -34,14 +34,14 @@ static inline void sha256_block(sha256 *s) {
                (uint32_t)s->block[4 * i + 2] << 8 | s->block[4 * i + 3];
     for (int i = 16; i < 64; i++) {
         uint32_t a = w[i - 15], b = w[i - 2];
-        w[i] = w[i - 16] + (sha256_rot(a, 7) ^ sha256_rot(a, 18) ^ a >> 3) + w[i - 7] +
-               (sha256_rot(b, 17) ^ sha256_rot(b, 19) ^ b >> 10);
+        w[i] = w[i - 16] + (ane_sha256_rot(a, 7) ^ ane_sha256_rot(a, 18) ^ a >> 3) + w[i - 7] +
+               (ane_sha256_rot(b, 17) ^ ane_sha256_rot(b, 19) ^ b >> 10);
     }
     memcpy(v, s->h, sizeof v);
     for (int i = 0; i < 64; i++) {
-        uint32_t t1 = v[7] + (sha256_rot(v[4], 6) ^ sha256_rot(v[4], 11) ^ sha256_rot(v[4], 25)) +
+        uint32_t t1 = v[7] + (ane_sha256_rot(v[4], 6) ^ ane_sha256_rot(v[4], 11) ^ ane_sha256_rot(v[4], 25)) +
                       ((v[4] & v[5]) ^ (~v[4] & v[6])) + k[i] + w[i];
-        uint32_t t2 = (sha256_rot(v[0], 2) ^ sha256_rot(v[0], 13) ^ sha256_rot(v[0], 22)) +
+        uint32_t t2 = (ane_sha256_rot(v[0], 2) ^ ane_sha256_rot(v[0], 13) ^ ane_sha256_rot(v[0], 22)) +
                       ((v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]));
         memmove(v + 1, v, 7 * sizeof *v);
         v[4] += t1;
@@ -50,14 +50,14 @@ static inline void sha256_block(sha256 *s) {
     for (int i = 0; i < 8; i++) s->h[i] += v[i];
 }
 
-static inline void sha256_init(sha256 *s) {
+static inline void ane_sha256_init(ane_sha256 *s) {
     static const uint32_t start[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                       0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
     memset(s, 0, sizeof *s);
     memcpy(s->h, start, sizeof start);
 }
 
-static inline void sha256_add(sha256 *s, const void *data, size_t n) {
+static inline void ane_sha256_add(ane_sha256 *s, const void *data, size_t n) {
     const unsigned char *p = data;
     s->bytes += n;
     while (n) {
@@ -67,20 +67,20 @@ static inline void sha256_add(sha256 *s, const void *data, size_t n) {
         p += m;
         n -= m;
         if (s->used == 64) {
-            sha256_block(s);
+            ane_sha256_block(s);
             s->used = 0;
         }
     }
 }
 
 /* 64 upper-case digits and a NUL. */
-static inline void sha256_hex(sha256 *s, char out[65]) {
+static inline void ane_sha256_hex(ane_sha256 *s, char out[65]) {
     uint64_t bits = s->bytes * 8;
     unsigned char length[8];
-    sha256_add(s, "\x80", 1);
-    while (s->used != 56) sha256_add(s, "", 1);
+    ane_sha256_add(s, "\x80", 1);
+    while (s->used != 56) ane_sha256_add(s, "", 1);
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)(bits >> (56 - 8 * i));
-    sha256_add(s, length, 8);
+    ane_sha256_add(s, length, 8);
     for (int i = 0; i < 8; i++) snprintf(out + 8 * i, 9, "%08X", (unsigned)s->h[i]);
 }
 
