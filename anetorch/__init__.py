@@ -22,6 +22,14 @@ from anetorch._core import (
 from anetorch import coreml, lint
 from anetorch.config import get_include, get_library
 from anetorch.coreml import Model, load
+from anetorch.engine import (
+    CacheInfo,
+    CompileBudget,
+    cache_clear,
+    cache_info,
+    compile_budget,
+    realtime,
+)
 from anetorch.lint import lint
 from anetorch.runtime import (
     Device,
@@ -29,6 +37,7 @@ from anetorch.runtime import (
     EngineWarning,
     Kernel,
     Pipeline,
+    Placement,
     Port,
     Request,
     compare,

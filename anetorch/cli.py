@@ -110,6 +110,10 @@ def parser() -> _Parser:
     i = commands.add_parser("info", help="devices, CPU, kernel tables, versions",
                             description="What this installation has and chose.")
     i.set_defaults(run=_info)
+    m = commands.add_parser("cache", help="what the engine has compiled before",
+                            description="State of the compile cache's index.")
+    m.add_argument("--clear", action="store_true", help="forget every entry")
+    m.set_defaults(run=_cache)
     _add_tools(commands)
     return top
 
@@ -208,6 +212,14 @@ def _info(args: argparse.Namespace) -> int:
     from anetorch.info import lines
 
     for line in lines():
+        _say(line)
+    return 0
+
+
+def _cache(args: argparse.Namespace) -> int:
+    from anetorch.info import cache_lines
+
+    for line in cache_lines(clear=args.clear):
         _say(line)
     return 0
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from anetorch import _core
+from anetorch import _core, engine
 from anetorch.env import available_memory, cache_dir, gigabytes
 
-__all__ = ["lines"]
+__all__ = ["cache_lines", "lines"]
 
 
 def cpu_name() -> str:
@@ -44,7 +44,22 @@ def lines() -> Iterator[str]:
         yield f"large products: {blas}"
     for name, available, detail in _core.devices():
         yield f"device {name}: {'available' if available else 'absent'}: {detail}"
+    budget = engine.compile_budget()
+    yield f"compiles on the engine: {budget.used} of {budget.limit or 'any number'} a process"
+    yield from cache_lines()
     yield f"cache folder: {cache_dir()}"
     for package in ("matplotlib", "torch", "transformers", "coremltools"):
         if package in sys.modules:
             yield f"{package} {getattr(sys.modules[package], '__version__', '?')}"
+
+
+def cache_lines(clear: bool = False) -> Iterator[str]:
+    """The compile cache in a line; ``clear`` empties it first and says how many went.
+
+    >>> next(cache_lines()).split(":")[0]
+    'compile cache'
+    """
+    if clear:
+        yield f"forgot {engine.cache_clear()} entries"
+    i = engine.cache_info()
+    yield f"compile cache: {i.entries} of {i.limit} entries, {i.bytes:,} bytes, in {i.folder}"

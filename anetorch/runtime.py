@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anetorch import _core
+from anetorch import _core, engine
 
-__all__ = ["Difference", "Device", "EngineWarning", "Kernel", "Pipeline", "Port", "Request", "compare",
-           "compile", "devices", "num_threads", "set_num_threads"]
+__all__ = ["Difference", "Device", "EngineWarning", "Kernel", "Pipeline", "Placement", "Port",
+           "Request", "compare", "compile", "devices", "num_threads", "set_num_threads"]
 
 num_threads = _core.num_threads
 set_num_threads = _core.set_num_threads
@@ -60,6 +60,19 @@ class Port(NamedTuple):
     dtype: str
     shape: tuple[int | None, ...]
     state: bool = False
+
+
+class Placement(NamedTuple):
+    """One operation and where it ran; see `Kernel.placement`.
+
+    >>> kernel.placement()[0]                                           # doctest: +SKIP
+    Placement(op='linear', name='y', device='cpu', kernel='f16f32_6x16__avx2')
+    """
+
+    op: str
+    name: str
+    device: str
+    kernel: str
 
 
 class Difference(NamedTuple):
@@ -162,6 +175,8 @@ class Kernel(_core.Kernel):
         self = super().__new__(cls, program, function=function, device=device,
                                numerics=numerics, target=target, precision=precision,
                                prepack=prepack)
+        if self.device == "ane":
+            engine.warn_near_budget()
         self.inputs = tuple(Port(*p) for p in self._ports(False))
         self.outputs = tuple(Port(*p) for p in self._ports(True))
         # Editing the caller's program later must not change what trace() shows.
@@ -210,10 +225,7 @@ class Kernel(_core.Kernel):
     def _traced(self) -> Kernel:
         if getattr(self, "_trace_kernel", None) is None:
             p = self._program.clone()
-            name = self._options["function"]
-            functions = p.functions()
-            chosen = [f for f in functions if f[0] == (name or "main")] or functions
-            _, _, body, _ = chosen[0]
+            body = self._body(p)
             ids: list[int] = []
             for op in p.block_info(body)["ops"]:
                 for v in p.op_info(op)["results"]:
@@ -234,6 +246,43 @@ class Kernel(_core.Kernel):
         report = Report(self._bound(args, kwargs).profile())
         report.title = f"on {self.device}{self._arithmetic()}"
         return report
+
+    def placement(self, *args: Any, **kwargs: Any) -> list[Placement]:
+        """What ran where, after a run with these inputs (zeros where none are given).
+
+        On the CPU a row for each step of the plan, with the kernel that it chose; on the
+        engine, which takes a program whole, a row for each operation, and one for each
+        operand that had to be copied into or out of the engine's layout, on the CPU. A named
+        device never falls back, so nothing else can have run.
+
+        >>> for row in kernel.placement(): print(row)                   # doctest: +SKIP
+        Placement(op='copy in', name='x', device='cpu', kernel='cpu')
+        Placement(op='relu', name='y', device='ane', kernel='ane')
+        """
+        steps = self._bound(args, kwargs).profile()
+        if self.device == "cpu":
+            return [Placement(s["op"], s["name"], "cpu", s["kernel"]) for s in steps]
+        rows = {op: [Placement(op, s["name"], "cpu", s["kernel"]) for s in steps if s["op"] == op]
+                for op in ("copy in", "copy out")}
+        where = next(s["kernel"] for s in steps if s["op"] == "evaluate")
+        ran = [Placement(name, result, self.device, where) for name, result in self._operations()]
+        return rows["copy in"] + ran + rows["copy out"]
+
+    def _operations(self) -> list[tuple[str, str]]:
+        """(op, first result) of every operation but constants, in program order."""
+        p, body = self._program, self._body(self._program)
+        found = []
+        for op in p.block_info(body)["ops"]:
+            info = p.op_info(op)
+            if info["op"] != "const":
+                found.append((info["op"], p.value_info(info["results"][0])["name"]))
+        return found
+
+    def _body(self, program: Any) -> int:
+        """The block of the function that was compiled, in this copy of its program."""
+        functions = program.functions()
+        name = self._options["function"] or "main"
+        return ([f for f in functions if f[0] == name] or functions)[0][2]
 
     def memory(self, *args: Any, **kwargs: Any) -> dict[str, int]:
         """Bytes of inputs, outputs, constants, packed weights and scratch for these inputs
@@ -266,7 +315,7 @@ class Report(list):
             t = s["seconds"]
             rows.append((s["op"], s["name"], s["kernel"], f"{t * 1e6:.1f}",
                          f"{s['flops'] / t * 1e-9:.1f}" if t and s["flops"] else "",
-                         f"{s['bytes'] / t * 1e-9:.1f}" if t else ""))
+                         f"{s['bytes'] / t * 1e-9:.1f}" if t and s["bytes"] else ""))
         width = [max(len(r[i]) for r in rows) for i in range(6)]
         table = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w)
                            for i, (c, w) in enumerate(zip(r, width))) for r in rows]

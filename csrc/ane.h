@@ -777,7 +777,7 @@ ANE_API const char *ane_device_detail(size_t i);
 
 /* Calls of the engine's compiler by this process, and how many it may make: about 119 are
  * believed to be the engine's limit, ANETORCH_COMPILE_BUDGET sets another (0: none). Near the
- * limit one line is logged; beyond it compiling fails with ANE_ERR_UNSUPPORTED. */
+ * limit one line is logged; beyond it compiling fails. */
 ANE_API int ane_compile_count(void);
 ANE_API int ane_compile_budget(void);
 ANE_API int ane_compile_warn_at(void);      /* the count at which that line comes */

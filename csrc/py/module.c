@@ -107,7 +107,7 @@ static int module_exec(PyObject *m) {
         ane_py_add_convert, ane_py_add_tensor,  ane_py_add_program,
         ane_py_add_kernel,  ane_py_add_request, ane_py_add_pipeline,
         ane_py_add_weights, ane_py_add_train,   ane_py_add_coreml,
-        ane_py_add_lint,    ane_py_add_testing,
+        ane_py_add_lint,    ane_py_add_engine,  ane_py_add_testing,
     };
     for (size_t i = 0; i < sizeof add / sizeof *add; i++)
         if (add[i](m, st) < 0) return -1;

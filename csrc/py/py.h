@@ -35,6 +35,7 @@ int ane_py_add_pipeline(PyObject *module, ane_py_state *st);
 int ane_py_add_weights(PyObject *module, ane_py_state *st);
 int ane_py_add_train(PyObject *module, ane_py_state *st);
 int ane_py_add_lint(PyObject *module, ane_py_state *st);
+int ane_py_add_engine(PyObject *module, ane_py_state *st);
 int ane_py_add_coreml(PyObject *module, ane_py_state *st);
 int ane_py_add_testing(PyObject *module, ane_py_state *st);
 

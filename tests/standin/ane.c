@@ -7,6 +7,7 @@
 #include "../../csrc/base/sha256.h"
 
 #include <errno.h>
+#include <ftw.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,13 +48,30 @@ typedef struct compiled {
 static pthread_mutex_t daemon_lock = PTHREAD_MUTEX_INITIALIZER;
 static compiled *cache;
 
-static compiled *find(const char *hex) {
-    for (compiled *c = cache; c; c = c->next)
-        if (!strcmp(c->hex, hex)) return c;
-    return NULL;
+static compiled *build(const char *folder, const char *hex, const char **why);
+
+/* What the daemon keeps when its clients end: with STANDIN_DAEMON, a folder of this name. */
+static bool kept_folder(const char *hex, char *out, size_t n) {
+    const char *dir = getenv("STANDIN_DAEMON");
+    if (!dir) return false;
+    snprintf(out, n, "%s/%s", dir, hex);
+    return true;
 }
 
+static compiled *find(const char *hex) {
+    char path[2048];
+    const char *why;
+    for (compiled *c = cache; c; c = c->next)
+        if (!strcmp(c->hex, hex)) return c;
+    return kept_folder(hex, path, sizeof path) && !access(path, F_OK) ? build(path, hex, &why)
+                                                                      : NULL;
+}
+
+static void remove_tree(const char *path);
+
 static void drop(const char *hex) {
+    char path[2048];
+    if (kept_folder(hex, path, sizeof path)) remove_tree(path);
     for (compiled **p = &cache; *p; p = &(*p)->next)
         if (!strcmp((*p)->hex, hex)) {
             compiled *c = *p;
@@ -335,6 +353,7 @@ static bool compile_locked(model *m, id *error) {
     char folder[1024];
     const char *why;
     folder_of(m, folder, sizeof folder);
+    if (knob.hang_in_compile) pause();
     if (knob.compiles >= knob.compile_budget)
         return fail(error, COMPILER, 1, "_ANECompiler : ANECCompile() FAILED", NULL);
     if (standin_fails(&knob.fail_compile))
@@ -350,6 +369,11 @@ static bool compile_locked(model *m, id *error) {
                     "CompilationFailure");
     }
     atomic_fetch_add(&knob.compiles, 1);
+    char kept[2048], command[5200];
+    if (kept_folder(c->hex, kept, sizeof kept)) {
+        snprintf(command, sizeof command, "cp -r '%s' '%s'", folder, kept);
+        if (system(command)) standin_trap("cannot keep %s", kept);
+    }
     return true;
 }
 
@@ -440,8 +464,15 @@ static bool load(id self, SEL sel, unsigned qos, id options, id *error) {
     (void)sel, (void)qos;
     model *m = self_model(self, "loadWithQoS:options:error:");
     check_options(options, "loadWithQoS:options:error:");
-    if (standin_fails(&knob.fail_load))
-        return fail(error, DOMAIN, 6, "Program load failure (0x20004)", NULL);
+    if (standin_fails(&knob.fail_load)) {
+        if (!knob.era27) return fail(error, DOMAIN, 6, "Program load failure (0x20004)", NULL);
+        fail(error, DOMAIN, 53, "Program load failure", NULL);
+        if (error) {
+            cf_error_put(*error, "_ANEErrorUnderlyingStatus", cf_int(1));
+            cf_error_put(*error, "_ANEErrorLoadStage", cf_int(4));
+        }
+        return false;
+    }
     pthread_mutex_lock(&daemon_lock);
     compiled *c = find(cf_utf8(m->hex));
     bool ok = true;
@@ -473,12 +504,11 @@ static bool load(id self, SEL sel, unsigned qos, id options, id *error) {
     return ok;
 }
 
-static int remove_tree(const char *path) {
-    char command[2200];
-    if (strchr(path, '\'')) return -1;
-    snprintf(command, sizeof command, "rm -rf '%s'", path);
-    return system(command);
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *at) {
+    (void)st, (void)kind, (void)at;
+    return remove(path);
 }
+static void remove_tree(const char *path) { nftw(path, remove_one, 8, FTW_DEPTH | FTW_PHYS); }
 
 static bool unload(id self, SEL sel, unsigned qos, id *error) {
     (void)sel, (void)qos;
@@ -598,6 +628,16 @@ static bool validate(id self, SEL sel) {
            cf_int_value(r->procedure) <= 128;
 }
 
+/* Whether all surfaces of the request have one size. */
+static bool one_size(const request *r) {
+    size_t first = iosurface_alloc(((wrapper *)cf_at(r->in, 0))->surface);
+    for (int out = 0; out < 2; out++)
+        for (size_t i = 0; i < cf_count(out ? r->out : r->in); i++)
+            if (iosurface_alloc(((wrapper *)cf_at(out ? r->out : r->in, i))->surface) != first)
+                return false;
+    return true;
+}
+
 /* The surface bound to symbol i; NULL: none, or too small. */
 static unsigned char *bound(id surfaces, id index, const port *p, size_t i) {
     for (size_t k = 0; k < cf_count(surfaces); k++) {
@@ -628,7 +668,10 @@ static bool inference_error(id *error, long status) {
     snprintf(text, sizeof text,
              "ANEProgramProcessRequestDirect() Failed with status=0x%lx : statusType=0x9: "
              "Program Inference error", status);
-    return fail(error, DOMAIN, knob.era27 && status == 0x1d ? 42 : 8, text, NULL);
+    fail(error, DOMAIN, knob.era27 && status == 0x1d ? 42 : 8, text, NULL);
+    if (error && knob.era27)
+        cf_error_put(*error, "_ANEErrorUnderlyingStatus", cf_int((int64_t)status));
+    return false;
 }
 
 static int64_t now(void) {
@@ -644,7 +687,7 @@ static bool execute(const compiled *c, const request *r, id *error) {
     unsigned char **base = calloc(n, sizeof *base);
     ane_request *run = NULL;
     ane_error err = {0};
-    bool ok = true;
+    bool ok = !knob.equal_ports || one_size(r) || inference_error(error, 0x1d);
     for (size_t i = 0; ok && i < n; i++) {
         bool input = i < c->n_in;
         size_t k = input ? i : i - c->n_in;

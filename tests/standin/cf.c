@@ -184,6 +184,10 @@ id cf_error(const char *domain, int64_t code, const char *text, id underlying) {
     return &e->head;
 }
 
+void cf_error_put(id error, const char *key, id value) {
+    cf_put(((error_t *)error)->info, key, value);
+}
+
 /* ---------------------------------------------------------------- exported */
 
 EXPORT CFTypeRef CFRetain(CFTypeRef o) {

@@ -87,6 +87,7 @@ void cf_dict_entry(const void *dict, size_t i, id *key, id *value);  /* sorted b
 const void *cf_bytes(const void *data, size_t *n);
 /* +1: domain, code, text; underlying may be NULL (borrowed). */
 id cf_error(const char *domain, int64_t code, const char *text, id underlying);
+void cf_error_put(id error, const char *key, id value_owned);       /* into its userInfo */
 
 /* iosurface.c */
 void iosurface_init(void);
@@ -106,7 +107,7 @@ void ane_init(void);
     X(single_input, 0) X(equal_ports, 0)                                                    \
     /* faults: the next n calls fail, once `fault_after` calls with an armed fault passed */ \
     X(fault_after, 0)                                                                       \
-    X(fail_describe, 0) X(fail_model, 0) X(fail_hex, 0) X(fail_compile, 0)                  \
+    X(fail_describe, 0) X(fail_model, 0) X(fail_hex, 0) X(fail_compile, 0) X(hang_in_compile, 0)                  \
     X(fail_load, 0) X(fail_attributes, 0) X(fail_evaluate, 0) X(fail_unload, 0)             \
     X(fail_request, 0) X(fail_wrap, 0) X(fail_surface, 0) X(fail_lock, 0)                   \
     X(fail_unlock, 0) X(fail_base, 0) X(transient_12, 0) X(forget_cache, 0)                 \

@@ -193,7 +193,7 @@ static ane_status spend_compile(ane_error *err) {
     if (st) return st;
     int used = atomic_load(&compiles);
     if (budget && used >= budget)
-        return ane_fail(err, ANE_ERR_UNSUPPORTED, "[compile] the budget of %d compiles of this "
+        return ane_fail(err, ANE_ERR_RUNTIME, "[compile] the budget of %d compiles of this "
                         "process is used up (about %d are believed to be the engine's limit): "
                         "make weights inputs so that kernels are reused, go on in a new "
                         "process, where what the system still has loads without a compile, or "

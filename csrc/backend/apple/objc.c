@@ -296,16 +296,25 @@ ane_status ane_objc_fail(const ane_objc *rt, ane_error *err, const char *what, a
                                                           : NULL;
     if (under && rt->CFGetTypeID(under) == rt->CFErrorGetTypeID())
         describe(rt, under, inner_domain, sizeof inner_domain, inner, sizeof inner);
-    ane_cf_release(rt, key);
-    ane_cf_release(rt, info);
-
     bool compiler = strstr(domain, ".compiler") != NULL;
     unsigned long st = number_after(text, "status=0x"), word = number_after(text, "(0x");
+    /* Newer systems put the numbers beside the text. */
+    int64_t beside = 0, stage = 0;
+    char numbers[64] = "";
+    if (info && ane_cf_number(rt, info, "_ANEErrorUnderlyingStatus", &beside) && !st && !word) {
+        bool staged = ane_cf_number(rt, info, "_ANEErrorLoadStage", &stage);
+        if (staged) word = (unsigned long)beside << 16 | (unsigned long)stage;
+        else st = (unsigned long)beside;
+        snprintf(numbers, sizeof numbers, staged ? ", load status 0x%lx" : ", status 0x%lx",
+                 staged ? word : st);
+    }
+    ane_cf_release(rt, key);
+    ane_cf_release(rt, info);
     const char *means = st ? meaning(STATUS, st) : word ? meaning(LOAD, word) : NULL;
     if (!means && code > 0) means = meaning(compiler ? COMPILER : DOMAIN, (unsigned long)code);
     if (status) *status = st;
-    ane_fail(err, ANE_ERR_RUNTIME, "[%s] %s%s%s%s (%s, code %lld; believed to mean: %s)", what,
-             text, *inner ? " (" : "", inner, *inner ? ")" : "", domain, code,
+    ane_fail(err, ANE_ERR_RUNTIME, "[%s] %s%s%s%s (%s, code %lld%s; believed to mean: %s)", what,
+             text, *inner ? " (" : "", inner, *inner ? ")" : "", domain, code, numbers,
              means ? means : "unknown");
     if (err) err->code = code;
     return ANE_ERR_RUNTIME;
