@@ -120,6 +120,16 @@ class Report:
             self._file.flush()
 
 
+#: Figures of a result, which differ from run to run; so do ratios (x_...) and fractions (of_...).
+FIGURES = {"seconds", "machine", "gflops", "gb_s", "gbytes", "tokens_per_s", "ratio"}
+
+
+def measured(line: dict[str, Any]) -> str:
+    """What a line of results is about, its figures left out, as a text."""
+    return json.dumps({k: v for k, v in line.items() if k not in FIGURES
+                       and not k.startswith(("x_", "of_"))}, sort_keys=True)
+
+
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser with what all benchmarks understand."""
     p = argparse.ArgumentParser(description=description,

@@ -11,21 +11,14 @@ import json
 import sys
 from typing import Any
 
-# Derived figures, which differ from run to run, are no part of what was measured.
-DERIVED = {"seconds", "machine", "gflops", "gbytes", "tokens_per_s", "ratio"}
-
-
-def key(line: dict[str, Any]) -> str:
-    """What was measured, as a text."""
-    return json.dumps({k: v for k, v in line.items() if k not in DERIVED}, sort_keys=True)
-
+from common import measured
 
 def read(path: str) -> tuple[dict[str, dict[str, Any]], set[str]]:
     """(last result of each thing measured, machines)."""
     results, machines = {}, set()
     with open(path, encoding="utf-8") as f:
         for line in map(json.loads, filter(str.strip, f)):
-            results[key(line)] = line
+            results[measured(line)] = line
             machines.add(f"{line['machine']['cpu']}, {line['machine']['threads']} threads")
     return results, machines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,11 @@ def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / "benchmarks"))        # they import common
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
     return module
 
 
@@ -53,3 +58,19 @@ def test_measure_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert line["seq"] == 4 and line["seconds"] == times
     assert {"cpu", "isa", "threads", "commit", "anetorch"} <= set(line["machine"])
     assert "thing" in capsys.readouterr().out
+
+
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = load("table")
+    path = tmp_path / "r.jsonl"
+    line = json.loads(result("a", 0.25, seq=4))
+    path.write_text(json.dumps({**line, "x_torch": 3.0}) + "\n" +
+                    json.dumps({**line, "x_torch": 1.5}) + "\n" + result("b", 2e-6))
+    assert table.main([str(path)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "### x, kernel table ?, 2 threads"
+    assert "| a | seq 4 | 250 ms |  | gflops 4, x_torch 1.5 |" in out     # the later one
+    assert sum(row.startswith("| b |") and "2 us" in row for row in out) == 1
+    empty = tmp_path / "empty"
+    empty.write_text("")
+    assert table.main([str(empty)]) == 2
