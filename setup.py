@@ -1,7 +1,10 @@
 """Builds libanetorch (the C library) and anetorch._core (its binding) with setuptools.
 
 Switches, all environment variables: ANETORCH_DEBUG=1 (-O0 -g and internal checks),
-ANETORCH_SANITIZE=address,undefined (or thread), ANETORCH_COVERAGE=1.
+ANETORCH_SANITIZE=address,undefined (or thread), ANETORCH_COVERAGE=1; for another machine
+ANETORCH_TARGET_OS and ANETORCH_TARGET_ARCH (see TARGETS), and ANETORCH_TARGET_NUMPY, a folder
+with that platform's NumPy headers. Python's limited API has no platform in it: this Python's
+headers serve all.
 """
 
 from __future__ import annotations
@@ -48,12 +51,38 @@ ARM_ISA = {
     "_neonbf16": ["-march=armv8.2-a+fp16+bf16"],
     "_neondot": ["-march=armv8.2-a+dotprod"],
 }
+ZIG_ARM_ISA = {                         # the same, as `zig cc` spells them
+    "_neon": [],
+    "_neonfp16": ["-mcpu=generic+v8_2a+fullfp16"],
+    "_neonfhm": ["-mcpu=generic+v8_2a+fullfp16+fp16fml"],
+    "_neonbf16": ["-mcpu=generic+v8_2a+fullfp16+bf16"],
+    "_neondot": ["-mcpu=generic+v8_2a+dotprod"],
+}
+# What PyPI's ziglang builds on any machine: (ANETORCH_TARGET_OS, ANETORCH_TARGET_ARCH) -> the
+# compiler's target, which names the oldest system, and the wheel's tag, which says the same.
+TARGETS = {
+    ("darwin", "arm64"): ("aarch64-macos.11.0", "macosx_11_0_arm64"),
+    ("darwin", "x86_64"): ("x86_64-macos.10.15", "macosx_10_15_x86_64"),
+    ("linux", "aarch64"): ("aarch64-linux-gnu.2.28", "manylinux_2_28_aarch64"),
+}
 ALL_SUFFIXES = sorted([*X86_ISA, *ARM_ISA], key=len, reverse=True)
 
 
 def version() -> str:
     text = (CSRC / "ane.h").read_text()
     return re.search(r'#define ANE_VERSION "([^"]+)"', text).group(1)
+
+
+def target() -> tuple[str, str] | None:
+    """Compiler target and wheel tag of a build for another machine."""
+    system, arch = (os.environ.get(f"ANETORCH_TARGET_{n}") for n in ("OS", "ARCH"))
+    if not system and not arch:
+        return None
+    if (system, arch) not in TARGETS:
+        known = ", ".join(" ".join(t) for t in TARGETS)
+        raise SystemExit(f"ANETORCH_TARGET_OS={system} ANETORCH_TARGET_ARCH={arch} is not known; "
+                         f"expected one of: {known}")
+    return TARGETS[system, arch]
 
 
 def abi() -> str:
@@ -82,6 +111,9 @@ class BuildCore(build_ext):
     def core_compiler(self) -> None:
         cc = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
         self.cc = shlex.split(cc)
+        if cross := target():
+            self.cc = [sys.executable, "-m", "ziglang", "cc", "-target", cross[0]]
+        self.arm_isa = ZIG_ARM_ISA if cross else ARM_ISA
         host = os.environ.get("ANETORCH_TARGET_ARCH") or platform.machine()
         self.arm = host.lower() in ("arm64", "aarch64")
         self.x86 = host.lower() in ("x86_64", "amd64")
@@ -118,11 +150,11 @@ class BuildCore(build_ext):
         stem = name[:-2]
         for suffix in ALL_SUFFIXES:
             if stem.endswith(suffix):
-                return suffix, {**X86_ISA, **ARM_ISA}[suffix]
+                return suffix, {**X86_ISA, **self.arm_isa}[suffix]
         return None, []
 
     def compile_all(self, sources: list[Path], out: Path, extra: list[str]) -> list[str]:
-        table = X86_ISA if self.x86 else ARM_ISA if self.arm else {}
+        table = X86_ISA if self.x86 else self.arm_isa if self.arm else {}
         built = [s for s, f in table.items() if self.accepts(f)]
         defines = [f"-DANE_BUILT{s.upper()}=1" for s in built]
         jobs = []
@@ -186,25 +218,31 @@ class BuildCore(build_ext):
 
         import numpy
 
-        include = [f"-I{sysconfig.get_path('include')}", "-isystem", numpy.get_include(),
+        headers = os.environ.get("ANETORCH_TARGET_NUMPY") or numpy.get_include()
+        include = [f"-I{sysconfig.get_path('include')}", "-isystem", headers,
                    f"-DPy_LIMITED_API={LIMITED_API}", "-fno-strict-aliasing",
                    "-Wno-missing-field-initializers", "-Wno-cast-function-type"]
         objects = self.compile_all(sorted((CSRC / "py").glob("*.c")), out, include)
         module = Path(self.get_ext_fullpath(ext.name))
         if self.mac:
-            args = ["-bundle", "-undefined", "dynamic_lookup", "-Wl,-rpath,@loader_path"]
+            # Not -bundle: Python loads a dylib as well, and ziglang's linker writes only that.
+            args = ["-dynamiclib", f"-Wl,-install_name,@rpath/{module.name}",
+                    "-undefined", "dynamic_lookup", "-Wl,-rpath,@loader_path"]
         else:
             args = ["-shared", "-Wl,-rpath,$ORIGIN"]
         self.spawn_link([*self.cc, *args, *objects, str(lib), *self.link, *libs, "-o", str(module)],
                         module)
 
     def spawn_link(self, cmd: list[str], product: Path) -> None:
-        tmp = product.with_name(product.name + ".tmp")
+        # Under its own name, which a signature holds, and moved: others may have it mapped.
+        tmp = product.parent / "link.tmp" / product.name
+        tmp.parent.mkdir(exist_ok=True)
         cmd = [*cmd[:-1], str(tmp)]
         run = subprocess.run(cmd, cwd=ROOT)
         if run.returncode:
             raise SystemExit(f"linking failed: {shlex.join(cmd)}")
         os.replace(tmp, product)
+        tmp.parent.rmdir()
 
     @staticmethod
     def replace(src: Path, dst: Path) -> None:
@@ -244,5 +282,6 @@ setup(
     version=version(),
     ext_modules=[Extension("anetorch._core", ["csrc/py/module.c"], py_limited_api=True)],
     cmdclass={"build_ext": BuildCore},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}
+             | ({"plat_name": cross[1]} if (cross := target()) else {})},
 )

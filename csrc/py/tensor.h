@@ -18,6 +18,11 @@ typedef struct TensorObject {
 
 #define ANE_TENSOR(obj) ((TensorObject *)(obj))
 _Static_assert(sizeof(Py_ssize_t) == sizeof(int64_t), "shapes are exported as they are");
+/* Cross-built: the headers may be another platform's, if what they say holds here. */
+_Static_assert(SIZEOF_VOID_P == sizeof(void *) && SIZEOF_SIZE_T == sizeof(size_t) &&
+               SIZEOF_LONG == sizeof(long) && SIZEOF_LONG_LONG == sizeof(long long) &&
+               SIZEOF_WCHAR_T == sizeof(wchar_t),
+               "pyconfig.h is of a platform with other types");
 
 /* The view of an open tensor, or NULL with ValueError. */
 const ane_tensor *ane_py_open(PyObject *self, const char *what);

@@ -218,7 +218,7 @@ static ane_status write_at(ane_weight_writer *w, const char *p, size_t n, size_t
 /* Takes the space now: a full disk is found before minutes of writing, not after. File
  * systems that cannot are asked nothing (the portable emulation would write it all). */
 static ane_status reserve(ane_weight_writer *w, size_t total, ane_error *err) {
-    (void)total;
+    (void)w, (void)total, (void)err;
 #ifdef __linux__
     if (total && fallocate(w->fd, 0, 0, (off_t)total) && (errno == ENOSPC || errno == EDQUOT ||
                                                          errno == EFBIG))
