@@ -115,10 +115,46 @@ def parser() -> _Parser:
     m.add_argument("--clear", action="store_true", help="forget every entry")
     m.set_defaults(run=_cache)
     _add_tools(commands)
+
+    s = commands.add_parser("selftest", help="what this machine's engine does with everything",
+                            description="Tries every operation, the known cliffs of the engine, the "
+                                        "ten training kernels and 100 training steps on a device, in "
+                                        "under five minutes, and prints a table. Exit code 1 when a "
+                                        "result was wrong.")
+    s.add_argument("--device", metavar="NAME", help="ane or cpu (default: ane where there is one)")
+    s.add_argument("--json", metavar="FILE", help="where the recording goes")
+    s.add_argument("--replay", metavar="FILE", help="read a recording and hold it against this version "
+                                                    "instead; exit code 1 when they contradict")
+    s.set_defaults(run=_selftest)
     return top
 
 
 _FILE = "a .mlpackage, .mlmodelc, .mlmodel (ML Program) or .mil"
+
+
+def _selftest(args: argparse.Namespace) -> int:
+    from anetorch import selftest
+
+    if args.replay is not None:
+        if args.device or args.json:
+            raise InputError("[selftest] --replay reads a recording: leave --device and --json out")
+        made = selftest.load(args.replay)
+        for line in selftest.lines(made):
+            _say(line)
+        problems = selftest.replay(made, _say)
+        for line in problems:
+            _say(f"contradiction: {line}")
+        return int(bool(problems))
+    if args.json is not None and os.path.isdir(args.json):
+        raise InputError(f"[selftest] --json {args.json} is a folder: give a file")
+    made = selftest.record(args.device, _say)
+    if args.json is not None:
+        selftest.save(made, args.json)
+    for line in selftest.lines(made):
+        _say(line)
+    if args.json is not None:
+        _say(f"recorded in {args.json}")
+    return selftest.exit_code(made)
 
 
 def _add_tools(commands: argparse._SubParsersAction[_Parser]) -> None:

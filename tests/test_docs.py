@@ -19,7 +19,8 @@ import anetorch
 MODULES = ["anetorch.env", "anetorch.costs", "anetorch.data", "anetorch.progress", "anetorch.rundir",
            "anetorch._installed", "anetorch.weights", "anetorch.checkpoint",
            "anetorch.optim", "anetorch.session", "anetorch.generate", "anetorch.dtypes",
-           "anetorch.surface_io", "anetorch.config"]
+           "anetorch.surface_io", "anetorch.config",
+           "anetorch.selftest", "anetorch.selftest.worker"]
 
 
 @pytest.mark.parametrize("name", MODULES)

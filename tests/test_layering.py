@@ -48,6 +48,7 @@ ORDER = [
     ["generate"],
     ["train"],
     ["info", "costs", "tools"],
+    ["selftest.cases", "selftest.cliffs", "selftest.worker", "selftest"],
     ["cli"],
     ["__main__", "__init__"],
 ]
