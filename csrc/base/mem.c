@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static atomic_long fail_in, seen;
 static atomic_bool fail_sticky;
@@ -58,11 +59,19 @@ char *ane_strdup(const char *s) {
 
 void ane_free(void *p) { free(p); }
 
+/* Blocks from here on lie on whole large pages where the system gives them. */
+#define HUGE_FROM ((size_t)4 << 20)
+#define HUGE_PAGE ((size_t)2 << 20)
+
 void *ane_aligned_alloc(size_t bytes) {
     size_t n;
     void *p = NULL;
     if (fails() || !ane_add_size(bytes, ANE_ALIGN, &n)) return NULL;
-    return posix_memalign(&p, ANE_ALIGN, n) ? NULL : p;
+    if (posix_memalign(&p, n < HUGE_FROM ? ANE_ALIGN : HUGE_PAGE, n)) return NULL;
+#ifdef MADV_HUGEPAGE
+    if (n >= HUGE_FROM) (void)madvise(p, n / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
+    return p;
 }
 
 void ane_aligned_free(void *p) { free(p); }

@@ -27,15 +27,23 @@
 #define GENERATION(s) ((uint32_t)((s) >> 32))
 #define INSIDE(s) ((uint32_t)((s) & (OPEN - 1)))
 
+/* Tasks [lo, hi) that one thread takes from the front and others, when they have done with
+ * theirs, from the back: lo << 32 | hi. A thread so meets the same part of every loop over
+ * the same data, which it still has in its own caches. */
+#define RANGES 256
+typedef struct range {
+    _Alignas(64) _Atomic uint64_t tasks;
+} range;
+static range ranges[RANGES];
+
 static struct {
     ane_mutex owner;            /* held while a job runs */
     ane_mutex lock;             /* guards sleeping, waking and `created` */
     pthread_cond_t wake, done;
     int sleepers, created;
     _Atomic uint64_t state;
-    atomic_size_t next;
     atomic_int want;            /* workers with an index up to this may join */
-    size_t n;
+    int n_ranges;
     ane_task_fn *fn;
     void *arg;
 } pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -200,15 +208,39 @@ static bool alone(size_t n, ane_task_fn *fn, void *arg) {
     return true;
 }
 
+/* The first or the last task of a range; false: it is empty. */
+static bool take(range *r, bool front, size_t *i) {
+    uint64_t t = atomic_load_explicit(&r->tasks, memory_order_relaxed);
+    for (;;) {
+        uint64_t lo = t >> 32, hi = t & UINT32_MAX;
+        if (lo >= hi) return false;
+        *i = (size_t)(front ? lo : hi - 1);
+        uint64_t rest = front ? (lo + 1) << 32 | hi : lo << 32 | (hi - 1);
+        if (atomic_compare_exchange_weak_explicit(&r->tasks, &t, rest, memory_order_relaxed,
+                                                  memory_order_relaxed))
+            return true;
+    }
+}
+
+/* Others find nothing more to take; false: nothing was left anyway. */
+static bool drain(void) {
+    bool some = false;
+    for (int v = 0; v < pool.n_ranges; v++) {
+        uint64_t t = atomic_exchange(&ranges[v].tasks, 0);
+        some |= (t >> 32) < (t & UINT32_MAX);
+    }
+    return some;
+}
+
 /* Tasks until none is left. `watch`: this is the owner, who looks at its poll. */
 static bool claim(bool watch) {
-    size_t i;
-    while ((i = atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed)) < pool.n) {
-        pool.fn(pool.arg, i);
-        if (watch && ane_poll_check()) {
-            /* Others find nothing more to claim. What they hold is finished. */
-            size_t before = atomic_exchange(&pool.next, pool.n);
-            return before >= pool.n;
+    int n = pool.n_ranges, mine = worker_index % n;
+    for (int k = 0; k < n; k++) {
+        range *r = &ranges[(mine + k) % n];
+        for (size_t i; take(r, k == 0, &i);) {
+            pool.fn(pool.arg, i);
+            /* What others hold is finished. */
+            if (watch && ane_poll_check()) return !drain();
         }
     }
     return true;
@@ -284,13 +316,17 @@ static int grow(int want) {
 bool ane_parallel_for(size_t n, ane_task_fn *fn, void *arg) {
     if (ane_poll_check()) return n == 0;
     int limit = ane_num_threads();
-    if (n <= 1 || limit == 1 || inside) return alone(n, fn, arg);
+    if (n <= 1 || n > UINT32_MAX || limit == 1 || inside) return alone(n, fn, arg);
     if (pthread_mutex_trylock(&pool.owner)) return alone(n, fn, arg);
     int want = grow((size_t)limit < n ? limit - 1 : (int)n - 1);
-    pool.n = n;
+    pool.n_ranges = want + 1 < RANGES ? want + 1 : RANGES;
+    for (int v = 0; v < pool.n_ranges; v++) {
+        uint64_t parts = (uint64_t)pool.n_ranges, lo = n * (uint64_t)v / parts;
+        atomic_store_explicit(&ranges[v].tasks, lo << 32 | n * ((uint64_t)v + 1) / parts,
+                              memory_order_relaxed);
+    }
     pool.fn = fn;
     pool.arg = arg;
-    atomic_store(&pool.next, 0);
     atomic_store(&pool.want, want);
     uint64_t s = atomic_load(&pool.state);
     atomic_store(&pool.state, ((uint64_t)(GENERATION(s) + 1) << 32) | OPEN);
@@ -321,16 +357,18 @@ bool ane_parallel_for(size_t n, ane_task_fn *fn, void *arg) {
 
 /* ------------------------------------------------------------------ scratch */
 
-/* A block per thread that grows when it is empty; a push that does not fit on top of
- * others gets memory of its own. */
+/* A block per thread that grows when it is empty, to the deepest it has been; a push that
+ * does not fit on top of others gets memory of its own. */
 typedef struct scratch {
     char *base;
     size_t size, used;
+    size_t deep, peak;          /* with what has memory of its own: now, and the most ever */
 } scratch;
 
 typedef struct frame {          /* one cache line in front of what push returns */
-    size_t bytes;               /* 0: memory of its own */
-    char pad[ANE_ALIGN - sizeof(size_t)];
+    size_t bytes;
+    bool own;                   /* memory of its own */
+    char pad[ANE_ALIGN - 2 * sizeof(size_t)];
 } frame;
 
 static pthread_key_t scratch_key;
@@ -345,31 +383,37 @@ void *ane_scratch_push(size_t bytes) {
     if (!ane_add_size(bytes, sizeof(frame) + ANE_ALIGN, &want)) return NULL;
     want &= ~(size_t)(ANE_ALIGN - 1);
     scratch *s = &stack;
-    if (!s->used && s->size < want) {
+    if (!s->deep && (s->size < want || s->size < s->peak)) {
+        size_t size = want > s->peak ? want : s->peak;
         pthread_once(&scratch_once, scratch_init);
-        char *fresh = ane_aligned_alloc(want);
+        char *fresh = ane_aligned_alloc(size);
         if (!fresh) return NULL;
         ane_aligned_free(s->base);
         s->base = fresh;
-        s->size = want;
+        s->size = size;
         /* So that the thread's end frees the block. */
         pthread_setspecific(scratch_key, fresh);
     }
     frame *f;
     if (s->size - s->used >= want) {
         f = (frame *)(void *)(s->base + s->used);
-        s->used += f->bytes = want;
+        s->used += want;
+        f->own = false;
     } else {
         f = ane_aligned_alloc(want);
         if (!f) return NULL;
-        f->bytes = 0;
+        f->own = true;
     }
+    f->bytes = want;
+    s->deep += want;
+    if (s->deep > s->peak) s->peak = s->deep;
     return f + 1;
 }
 
 void ane_scratch_pop(void *p) {
     if (!p) return;
     frame *f = (frame *)p - 1;
-    if (f->bytes) stack.used -= f->bytes;
-    else ane_aligned_free(f);
+    stack.deep -= f->bytes;
+    if (f->own) ane_aligned_free(f);
+    else stack.used -= f->bytes;
 }
