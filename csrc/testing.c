@@ -14,6 +14,7 @@
 #define ANE_TESTING_MAP(X)                                                                 \
     /* kernels */                                                                      \
     X(ane_attention_with) X(ane_attention_grad_with)                                   \
+    X(ane_conv_with) X(ane_conv_pack_with) X(ane_conv_pack_bytes_with) X(ane_pool_with)  \
     X(ane_kernels_peak)                                                                \
     X(ane_kernels_count) X(ane_kernels_at) X(ane_kernels_get) X(ane_gemm_with)         \
     X(ane_gemm_pack_with) X(ane_gemm_pack_bytes_with) X(ane_gemm_name)                 \

@@ -11,6 +11,7 @@
     X(DUMP, "", "comma list of passes whose result is logged; plan, all")                  \
     X(FUSION, "1", "0 turns every fusion off")                                            \
     X(NO_FUSE, "", "comma list of single fusions to turn off")                            \
+    X(NO_KERNELS, "", "comma list of kernel families left to plain evaluation")            \
     X(NO_VIEWS, "0", "1 makes shape ops copy instead of view")                             \
     X(LOG, "0", "1 logs choices once each")                                               \
     X(BLAS, "", "off, or the path of a library whose cblas_sgemm runs large products")     \

@@ -4,6 +4,7 @@
 #define ANE_KERNELS_H
 
 #include "attention.h"
+#include "conv_tile.h"
 #include "gemm.h"
 #include "vec.h"
 
@@ -70,6 +71,7 @@ typedef struct ane_kernels {
     void (*attn_mask)(float *s, const float *mask, size_t n, float scale, float by);
     void (*attn_backward)(float *s, float *dp, size_t keys, size_t w, float scale, float by,
                           const float *lse, const float *delta);
+    const ane_conv_kernels *conv;   /* never NULL where vec is not */
     /* `loops` rounds of fused multiply-adds in registers, each of `peak_flops` operations:
      * what fractions of peak are measured against. The result only defeats the optimiser. */
     float (*peak)(size_t loops);
@@ -102,6 +104,11 @@ size_t ane_gemm_pack_bytes_with(const ane_kernels *table, const ane_gemm_args *a
                                 int which);
 ane_status ane_gemm_pack_with(const ane_kernels *table, const ane_gemm_args *args, int which,
                               void *dst, ane_error *err);
+ane_status ane_conv_with(const ane_kernels *table, const ane_conv_args *args, ane_error *err);
+size_t ane_conv_pack_bytes_with(const ane_kernels *table, const ane_conv_args *args);
+ane_status ane_conv_pack_with(const ane_kernels *table, const ane_conv_args *args, void *dst,
+                              ane_error *err);
+ane_status ane_pool_with(const ane_kernels *table, const ane_pool_args *args, ane_error *err);
 /* GFLOP/s of registers alone with the pool's threads, over about `seconds`. */
 double ane_kernels_peak(const ane_kernels *table, double seconds);
 ane_status ane_attention_with(const ane_kernels *table, const ane_attention_args *args,

@@ -8,6 +8,18 @@
 #define PEAK_CHAINS 24
 #include "body_gemm.h"
 
+#define CONV_MR 12
+#define CONV_NV 2
+#define CONV_NAME "12x32"
+#define CONV_CASES                                                                        \
+    CONV_CASE(1, 1) CONV_CASE(2, 1) CONV_CASE(3, 1) CONV_CASE(4, 1) CONV_CASE(5, 1)       \
+    CONV_CASE(6, 1) CONV_CASE(7, 1) CONV_CASE(8, 1) CONV_CASE(9, 1) CONV_CASE(10, 1)      \
+    CONV_CASE(11, 1) CONV_CASE(12, 1)                                                     \
+    CONV_CASE(1, 2) CONV_CASE(2, 2) CONV_CASE(3, 2) CONV_CASE(4, 2) CONV_CASE(5, 2)       \
+    CONV_CASE(6, 2) CONV_CASE(7, 2) CONV_CASE(8, 2) CONV_CASE(9, 2) CONV_CASE(10, 2)      \
+    CONV_CASE(11, 2) CONV_CASE(12, 2)
+#include "body_conv.h"
+
 #include "body_attention.h"
 
 #include "tables.h"
@@ -172,6 +184,6 @@ const ane_kernels ane_kernels__avx512 = {
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
-    .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .conv = &conv_table, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };
 #endif

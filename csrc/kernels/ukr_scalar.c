@@ -7,6 +7,16 @@
 #define PEAK_CHAINS 8
 #include "body_gemm.h"
 
+#define CONV_MR 4
+#define CONV_NV 4
+#define CONV_NAME "4x4"
+#define CONV_CASES                                                                        \
+    CONV_CASE(1, 1) CONV_CASE(2, 1) CONV_CASE(3, 1) CONV_CASE(4, 1)                       \
+    CONV_CASE(1, 2) CONV_CASE(2, 2) CONV_CASE(3, 2) CONV_CASE(4, 2)                       \
+    CONV_CASE(1, 3) CONV_CASE(2, 3) CONV_CASE(3, 3) CONV_CASE(4, 3)                       \
+    CONV_CASE(1, 4) CONV_CASE(2, 4) CONV_CASE(3, 4) CONV_CASE(4, 4)
+#include "body_conv.h"
+
 #include "body_attention.h"
 
 #include "tables.h"
@@ -38,5 +48,5 @@ const ane_kernels ane_kernels__scalar = {
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
-    .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .conv = &conv_table, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };

@@ -8,6 +8,8 @@ bool ane_fusion_on(const ane_graph *g, const char *name) {
     return !g->single && ane_env_flag(ANE_ENV_FUSION) && !ane_env_lists(ANE_ENV_NO_FUSE, name);
 }
 
+bool ane_kernel_on(const char *family) { return !ane_env_lists(ANE_ENV_NO_KERNELS, family); }
+
 /* ---------------------------------------------------------------- index */
 
 static ane_status nomem(ane_error *err) {
@@ -89,6 +91,7 @@ ane_status ane_graph_fuse(ane_graph *g, ane_error *err) {
     ane_status st = ANE_OK;
     if (ane_fusion_on(g, "attention")) st = ane_fuse_attention(g, err);
     if (!st && ane_fusion_on(g, "product")) st = ane_fuse_product(g, err);
+    if (!st && ane_fusion_on(g, "conv") && ane_kernel_on("conv")) st = ane_fuse_conv(g, err);
     if (!st) st = ane_fuse_rows(g, err);
     if (!st && ane_fusion_on(g, "chain")) st = ane_fuse_chain(g, err);
     return st;

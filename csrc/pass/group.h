@@ -5,6 +5,7 @@
  * Each kind has its own off switch in ANETORCH_NO_FUSE, named as here:
  *     attention softmax(scale Q K' + mask) V and its derivative, streamed
  *     product   bias, scale, activation, residual and casts around a matrix product
+ *     conv      batch_norm, scale, activation, residual and a cast behind a convolution
  *     softmax   scale and mask (any chain) in front of a softmax
  *     reduce    a chain in front of a reduction
  *     chain     element-wise ops into one pass
@@ -16,7 +17,7 @@
 
 typedef enum ane_group_kind {
     ANE_GROUP_CHAIN, ANE_GROUP_PRODUCT, ANE_GROUP_REDUCE, ANE_GROUP_SOFTMAX,
-    ANE_GROUP_ATTENTION
+    ANE_GROUP_ATTENTION, ANE_GROUP_CONV
 } ane_group_kind;
 
 /* act(alpha * x y + bias) + beta * residual, in this order. */
@@ -50,6 +51,16 @@ typedef struct ane_attention_core {
     bool keep;
 } ane_attention_core;
 
+/* after(before(affine(conv)) + residual), the affine ops in order. */
+#define ANE_CONV_AFFINE 4
+typedef struct ane_conv_fused {
+    int n_affine;
+    const ane_op *affine[ANE_CONV_AFFINE];      /* batch_norm, mul, add; per channel */
+    const ane_op *before, *after;               /* activations; NULL: none */
+    const ane_value *residual;                  /* NULL: none */
+    const ane_value *out;                       /* what the group leaves */
+} ane_conv_fused;
+
 typedef struct ane_group {
     ane_group_kind kind;
     int n, cap;
@@ -60,6 +71,7 @@ typedef struct ane_group {
     bool dead;                          /* merged into another group */
     ane_product product;
     const ane_attention_core *attention;
+    ane_conv_fused conv;
 } ane_group;
 
 /* The body's ops by number, who uses what, and the groups so far. */
@@ -85,8 +97,12 @@ ane_status ane_graph_build(const ane_function *f, ane_arena *arena, ane_graph *g
 ane_status ane_graph_fuse(ane_graph *g, ane_error *err);
 bool ane_fusion_on(const ane_graph *g, const char *name);
 
+/* Is this family of fast kernels on (ANETORCH_NO_KERNELS)? Off: plain evaluation. */
+bool ane_kernel_on(const char *family);
+
 /* In fuse_*.c; run in this order. */
 ane_status ane_fuse_attention(ane_graph *g, ane_error *err);
+ane_status ane_fuse_conv(ane_graph *g, ane_error *err);
 ane_status ane_fuse_product(ane_graph *g, ane_error *err);
 ane_status ane_fuse_rows(ane_graph *g, ane_error *err);
 ane_status ane_fuse_chain(ane_graph *g, ane_error *err);
@@ -102,6 +118,7 @@ bool ane_dtype_is_float(ane_dtype d);           /* fp16, bf16, fp32: what steps 
 bool ane_op_is_product(const ane_op *op);       /* a matmul or linear of floats */
 /* Copies of x along a dim: a tile, or a concat of one value (whose x is values[0]). */
 bool ane_op_is_repeat(const ane_op *op);
+bool ane_op_is_conv(const ane_op *op);          /* conv or conv_transpose of floats */
 /* The only op that uses v, looking through squeezes; -1: none or several, or an output. */
 int ane_value_only_user(const ane_graph *g, const ane_value *v);
 /* Do all users outside grp stand after op number `after`? */

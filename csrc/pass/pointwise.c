@@ -12,7 +12,7 @@ bool ane_dtype_is_float(ane_dtype d) { return d == ANE_F16 || d == ANE_BF16 || d
 /* Sorted: looked up by bisection. A leading '*' marks those that int32 may use as well, '?'
  * those whose operands may be anything chainable. */
 static const char *const names[] = {
-    "abs*", "acos", "add*", "asin", "atan", "atanh", "cast?", "ceil", "clamped_relu", "clip",
+    "abs*", "acos", "add*", "asin", "atan", "atanh", "batch_norm", "cast?", "ceil", "clamped_relu", "clip",
     "cos", "cosh", "elu", "equal*", "erf", "exp", "exp2", "floor", "floor_div*", "gelu",
     "greater*", "greater_equal*", "inverse", "leaky_relu", "less*", "less_equal*",
     "linear_activation", "log", "logical_and?", "logical_not?", "logical_or?", "logical_xor?",

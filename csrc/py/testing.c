@@ -26,6 +26,7 @@ int ane_py_add_testing(PyObject *module, ane_py_state *st) {
     if (PyModule_AddFunctions(t, methods) < 0) goto done;
     if (ane_py_testing_eval(t, st) < 0) goto done;
     if (ane_py_testing_kernels(t, st) < 0) goto done;
+    if (ane_py_testing_conv(t, st) < 0) goto done;
     if (ane_py_testing_weights(t, st) < 0) goto done;
     if (ane_py_testing_run(t, st) < 0) goto done;
     if (ane_py_testing_tensor(t, st) < 0) goto done;

@@ -4,12 +4,18 @@
 
 #include "py.h"
 
+#include "../kernels/kernels.h"
 #include "../testing.h"
 
 int ane_py_testing_eval(PyObject *t, ane_py_state *st);
 int ane_py_testing_weights(PyObject *t, ane_py_state *st);
+int ane_py_testing_conv(PyObject *t, ane_py_state *st);
 int ane_py_testing_kernels(PyObject *t, ane_py_state *st);
 int ane_py_testing_run(PyObject *t, ane_py_state *st);
 int ane_py_testing_tensor(PyObject *t, ane_py_state *st);
+
+/* Of testing_kernels.c; NULL and -1 with an exception set. */
+const ane_kernels *ane_py_table_of(const char *name);
+int ane_py_float_type(PyArrayObject *a, ane_dtype *out);
 
 #endif

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-static const ane_kernels *table_of(const char *name) {
+const ane_kernels *ane_py_table_of(const char *name) {
     size_t n = ANE_INTERNAL(ane_kernels_count)();
     for (size_t i = 0; i < n; i++) {
         const ane_kernels *t = ANE_INTERNAL(ane_kernels_at)(i);
@@ -30,7 +30,7 @@ static PyObject *py_tables(PyObject *self, PyObject *unused) {
     return list;
 }
 
-static int float_type(PyArrayObject *a, ane_dtype *out) {
+int ane_py_float_type(PyArrayObject *a, ane_dtype *out) {
     switch (PyArray_TYPE(a)) {
     case NPY_HALF: *out = ANE_F16; return 0;
     case NPY_FLOAT: *out = ANE_F32; return 0;
@@ -61,7 +61,7 @@ static int mat_of(PyObject *obj, ane_mat *out, int64_t *batch, int64_t *dims) {
     dims[0] = nd == 3 ? d[0] : 1;
     dims[1] = d[nd - 2];
     dims[2] = d[nd - 1];
-    return float_type(a, &out->dtype);
+    return ane_py_float_type(a, &out->dtype);
 }
 
 static char *aligned(void *p) { return (char *)p + (64 - (uintptr_t)p % 64); }
@@ -73,7 +73,7 @@ static PyObject *py_pack(PyObject *self, PyObject *args) {
     int which, precision = 0;
     (void)self;
     if (!PyArg_ParseTuple(args, "sOOOi|i", &table, &a, &b, &c, &which, &precision)) return NULL;
-    const ane_kernels *t = table_of(table);
+    const ane_kernels *t = ane_py_table_of(table);
     if (!t) return NULL;
     ane_gemm_args g = {.precision = (ane_precision)precision};
     int64_t da[3], db[3], dc[3];
@@ -106,7 +106,7 @@ static PyObject *py_gemm(PyObject *self, PyObject *args, PyObject *kw) {
                                      &alpha, &beta, &bias, &act, &residual, &precision,
                                      &packed, &pa, &pb))
         return NULL;
-    const ane_kernels *t = table_of(table);
+    const ane_kernels *t = ane_py_table_of(table);
     if (!t) return NULL;
     ane_gemm_args g = {.precision = (ane_precision)precision};
     int64_t da[3], db[3], dc[3], dr[3];
@@ -198,7 +198,7 @@ static char *row_of(PyObject *obj, ane_dtype *dtype, size_t *n) {
         PyErr_SetString(PyExc_ValueError, "expected a contiguous array");
         return NULL;
     }
-    return float_type(a, dtype) ? NULL : PyArray_BYTES(a);
+    return ane_py_float_type(a, dtype) ? NULL : PyArray_BYTES(a);
 }
 
 static PyObject *py_convert(PyObject *self, PyObject *args) {
@@ -206,7 +206,7 @@ static PyObject *py_convert(PyObject *self, PyObject *args) {
     PyObject *dst, *src;
     (void)self;
     if (!PyArg_ParseTuple(args, "sOO", &table, &dst, &src)) return NULL;
-    const ane_kernels *t = table_of(table);
+    const ane_kernels *t = ane_py_table_of(table);
     ane_dtype to, from;
     size_t n, m;
     if (!t) return NULL;
@@ -227,7 +227,7 @@ static PyObject *py_vec(PyObject *self, PyObject *args) {
     float s = 0, u = 0, value = 0;
     (void)self;
     if (!PyArg_ParseTuple(args, "ssOO|Off", &table, &name, &po, &px, &pb, &s, &u)) return NULL;
-    const ane_kernels *t = table_of(table);
+    const ane_kernels *t = ane_py_table_of(table);
     if (!t) return NULL;
     const ane_vec *v = t->vec;
     if (!v) return PyErr_Format(PyExc_KeyError, "table '%s' has no vector primitives", table);
@@ -371,7 +371,7 @@ static int mat5_of(PyObject *obj, ane_mat5 *out, int64_t *dims, int64_t group) {
         out->dtype = ANE_BOOL;
         return 0;
     }
-    return float_type(a, &out->dtype);
+    return ane_py_float_type(a, &out->dtype);
 }
 
 /* attention(table, q, k, v, out, scale, mask, lse, grads=(), **rest) */
@@ -389,7 +389,7 @@ static PyObject *py_attention(PyObject *self, PyObject *args, PyObject *kw) {
                                      &grads, &causal, &span, &hidden, &plain, &fill, &keep,
                                      &mask_scale, &dscale))
         return NULL;
-    const ane_kernels *t = table_of(table);
+    const ane_kernels *t = ane_py_table_of(table);
     if (!t) return NULL;
     ane_attention_args a = {.scale = scale, .mask_scale = mask_scale, .fill = fill,
                             .keep = keep != 0, .hidden = hidden, .plain = plain != 0};
@@ -446,7 +446,7 @@ static PyObject *py_peak(PyObject *self, PyObject *args) {
     double seconds = 1e-3, rate;
     (void)self;
     if (!PyArg_ParseTuple(args, "s|d", &table, &seconds)) return NULL;
-    const ane_kernels *t = table_of(table);
+    const ane_kernels *t = ane_py_table_of(table);
     if (!t) return NULL;
     Py_BEGIN_ALLOW_THREADS
     rate = ANE_INTERNAL(ane_kernels_peak)(t, seconds);

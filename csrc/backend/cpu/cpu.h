@@ -123,6 +123,7 @@ bool ane_plan_fits(const ane_plan *p, const ane_tensor *inputs, const ane_tensor
 /* Where a value is while planning. */
 typedef struct ane_place {
     bool placed;                        /* `at` is good */
+    bool last;                          /* scratch of its own is channels last */
     bool wanted;                        /* `dest` is good: where to write it */
     ane_view at, dest;
     int rt;                             /* island slot, -1: none */
@@ -156,6 +157,20 @@ int ane_plan_buf(ane_planner *pl, ane_buf_kind kind, size_t bytes);     /* -1: n
 bool ane_plan_is_tensor(const ane_type *t);
 ane_step *ane_plan_step(ane_planner *pl, ane_step_fn *fn, const ane_op *op, int n_out,
                         int n_in);      /* zeroed views; NULL: no memory */
+
+/* Which values are channels last; before anything is placed. */
+void ane_plan_layout(ane_planner *pl);
+/* Strides of a dense view whose dim 1 is innermost. */
+void ane_view_channels_last(ane_view *v);
+
+/* ---------------------------------------------------------------- packed.c */
+
+/* Whoever comes first packs; others meanwhile run from the operand itself. */
+typedef ane_status ane_pack_once_fn(const void *args, void *dst, ane_error *err);
+ane_status ane_packed_make(ane_packed *k, ane_pack_once_fn *pack, const void *args,
+                           ane_error *err);
+const void *ane_packed_data(const ane_packed *k);       /* NULL: not ready, or k is NULL */
+ane_packed *ane_plan_packed(ane_planner *pl, size_t bytes);     /* NULL: no memory, 0 bytes */
 
 /* ---------------------------------------------------------------- fallback.c */
 

@@ -110,6 +110,49 @@ static ane_status cast(builder *b, const ane_op *op, int a) {
     return ANE_OK;
 }
 
+/* A constant vector along dim 1, made here; its register. */
+static ane_status along_channels(builder *b, const ane_type *of, const float *data, int *reg) {
+    int buf = ane_plan_buf(b->pl, ANE_BUF_CONST, (size_t)of->dims[1] * sizeof *data);
+    if (buf < 0) return ANE_ERR_NOMEM;
+    b->pl->plan->bufs[buf].data = data;
+    ane_view v = {.buf = buf, .dtype = ANE_F32, .rank = of->rank};
+    memcpy(v.shape, of->dims, sizeof v.shape);
+    v.strides[1] = sizeof *data;
+    ane_view_drop_ones(&v, of->dims, of->rank);
+    b->e->views[b->e->n_views] = v;
+    ane_ins *i = emit(b, NULL, -1, -1, -1);
+    i->load = b->e->n_views++;
+    *reg = i->dst;
+    return ANE_OK;
+}
+
+/* x * scale[c] + shift[c]. */
+static ane_status batch_norm(builder *b, const ane_op *op) {
+    const ane_type *of = op->results[0]->type;
+    size_t bytes = (size_t)of->dims[1] * sizeof(float);
+    float *scale = ane_arena_alloc(b->pl->plan->arena, bytes);
+    float *shift = ane_arena_alloc(b->pl->plan->arena, bytes);
+    int r[3];
+    if (!scale || !shift) return ane_fail(b->pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+    for (int64_t c = 0; c < of->dims[1]; c++) {
+        double s, t;
+        ane_batch_norm_of(op, c, &s, &t);
+        scale[c] = (float)s;
+        shift[c] = (float)t;
+    }
+    ane_status st = operand(b, ane_op_in(op, "x"), of, &r[0]);
+    if (!st) st = along_channels(b, of, scale, &r[1]);
+    if (!st) st = along_channels(b, of, shift, &r[2]);
+    if (st) return st;
+    const ane_vec *vec = ane_vec_get();
+    ane_ins *i = emit(b, ane__do_v2, r[0], r[1], -1);
+    i->v2 = vec->binary[ANE_VEC_MUL];
+    i = emit(b, ane__do_v2, i->dst, r[2], -1);
+    i->v2 = vec->binary[ANE_VEC_ADD];
+    b->reg[op->results[0]->id] = i->dst + 1;
+    return ANE_OK;
+}
+
 static ane_status lower(builder *b, const ane_op *op) {
     const char *name = op->row->name;
     const ane_vec *vec = ane_vec_get();
@@ -125,6 +168,7 @@ static ane_status lower(builder *b, const ane_op *op) {
         b->reg[op->results[0]->id] = i->dst + 1;
         return ANE_OK;
     }
+    if (!strcmp(name, "batch_norm")) return batch_norm(b, op);
     const ane_value *x = ane_op_in(op, "x"), *y = ane_op_in(op, "y");
     if (!strcmp(name, "cast") || !strcmp(name, "identity")) {
         st = operand(b, x, of, &r[0]);

@@ -3,16 +3,29 @@
 #define ANE_CPU_OPS_H
 
 #include "../../pass/group.h"
+#include "../../kernels/conv.h"
 #include "cpu.h"
 
 /* "mul+add+tanh" in the plan's arena. */
 const char *ane_group_label(ane_planner *pl, const ane_graph *g, const ane_group *grp);
+
+/* An [n, c, ...] view without its address. */
+ane_planes ane_planes_of(const ane_view *v);
 
 ane_status ane_plan_chain(ane_planner *pl, const ane_graph *g, const ane_group *grp);
 ane_status ane_plan_reduce(ane_planner *pl, const ane_graph *g, const ane_group *grp);
 ane_status ane_plan_softmax(ane_planner *pl, const ane_graph *g, const ane_group *grp);
 ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group *grp);
 ane_status ane_plan_attention(ane_planner *pl, const ane_graph *g, const ane_group *grp);
+ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *grp);
+/* A forward convolution of 1x1 windows that move by one: a matrix product. */
+bool ane_conv_is_product(const ane_op *op);
+/* max_pool, avg_pool, l2_pool. */
+ane_status ane_plan_pool(ane_planner *pl, const ane_op *op, bool *done);
+/* layer_norm, instance_norm, l2_norm. */
+ane_status ane_plan_norm(ane_planner *pl, const ane_op *op, bool *done);
+/* batch_norm of channel c is x * scale + shift. */
+void ane_batch_norm_of(const ane_op *op, int64_t c, double *scale, double *shift);
 /* gather, scatter: *done is false when the op is left to the reference. */
 ane_status ane_plan_index(ane_planner *pl, const ane_op *op, bool *done);
 /* tile, fill: copies that step 0. */

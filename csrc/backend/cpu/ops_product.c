@@ -21,24 +21,11 @@ typedef struct product {
 /* Views of a step. */
 enum { C, A, B, R, BIAS, VIEWS };
 
-/* Whoever comes first packs; others meanwhile run from the operand itself. */
-static ane_status ensure_packed(const ane_gemm_args *args, int which, ane_packed *k,
-                                ane_error *err) {
-    int none = 0;
-    if (!atomic_compare_exchange_strong(&k->state, &none, 1)) return ANE_OK;
-    void *data = ane_aligned_alloc(k->bytes);
-    ane_status st = data ? ane_gemm_pack(args, which, data, err)
-                         : ane_fail(err, ANE_ERR_NOMEM,
-                                    "[run] out of memory for %zu bytes of packed weights",
-                                    k->bytes);
-    if (st) {
-        ane_aligned_free(data);
-        atomic_store(&k->state, 0);
-        return st;
-    }
-    k->data = data;
-    atomic_store_explicit(&k->state, 2, memory_order_release);
-    return ANE_OK;
+static ane_status pack_a(const void *args, void *dst, ane_error *err) {
+    return ane_gemm_pack(args, 0, dst, err);
+}
+static ane_status pack_b(const void *args, void *dst, ane_error *err) {
+    return ane_gemm_pack(args, 1, dst, err);
 }
 
 static ane_status prepare_product(const ane_exec *ex, const ane_step *s, ane_error *err) {
@@ -48,7 +35,7 @@ static ane_status prepare_product(const ane_exec *ex, const ane_step *s, ane_err
     for (int i = 0; i < 2 && !st; i++) {
         if (!p->packed[i]) continue;
         (i ? &args.b : &args.a)->data = ane_at(ex, &s->views[i ? B : A]);
-        st = ensure_packed(&args, i, p->packed[i], err);
+        st = ane_packed_make(p->packed[i], i ? pack_b : pack_a, &args, err);
     }
     return st;
 }
@@ -76,10 +63,9 @@ static ane_status run_product(ane_exec *ex, const ane_step *s, ane_error *err) {
         if (p->has_residual) residual.data = at[R] + off[R];
         for (int k = 0; k < 2; k++) {
             if (!p->packed[k]) continue;
-            ane_status st = ensure_packed(&args, k, p->packed[k], err);
+            ane_status st = ane_packed_make(p->packed[k], k ? pack_b : pack_a, &args, err);
             if (st) return st;
-            if (atomic_load_explicit(&p->packed[k]->state, memory_order_acquire) == 2)
-                *(k ? &args.packed_b : &args.packed_a) = p->packed[k]->data;
+            *(k ? &args.packed_b : &args.packed_a) = ane_packed_data(p->packed[k]);
         }
         ane_status st = ane_gemm(&args, NULL, err);
         if (!st && i + 1 < p->calls) st = ane_run_check(err);
@@ -285,12 +271,9 @@ ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group
     bool keeps = p->calls == 1 && p->args.batch == 1 && p->args.m > 1 && p->args.n > 1 && k > 0;
     for (int i = 0; i < 2 && keeps; i++) {
         if (pl->plan->bufs[(i ? b : a).buf].kind != ANE_BUF_CONST) continue;
-        ane_packed *kept = ane_arena_alloc(pl->plan->arena, sizeof *kept);
-        if (!kept) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
-        kept->bytes = ane_gemm_pack_bytes(&probe, i);
-        if (!kept->bytes) continue;
-        kept->next = pl->plan->packed;
-        pl->plan->packed = p->packed[i] = kept;
+        size_t bytes = ane_gemm_pack_bytes(&probe, i);
+        if (bytes && !(p->packed[i] = ane_plan_packed(pl, bytes)))
+            return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     }
     s->prepare = prepare_product;
     s->data = p;

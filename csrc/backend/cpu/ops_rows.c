@@ -378,6 +378,32 @@ static void over_space(const ane_type *x, const bool *reduced, bool keep, ane_vi
     *out = r;
 }
 
+/* The first operand's dims, largest steps outermost: an image whose channels lie last is
+ * then summed in whole rows of them. */
+static void along_memory(ane_expr *e, bool *reduced) {
+    if (e->n_views < 2) return;
+    int perm[ANE_MAX_RANK];
+    bool was[ANE_MAX_RANK];
+    int64_t shape[ANE_MAX_RANK];
+    for (int d = 0; d < e->rank; d++) {
+        int64_t s = e->views[1].strides[d];
+        int at = d;
+        for (; at > 0; at--) {
+            int64_t t = e->views[1].strides[perm[at - 1]];
+            if (!s || (t < 0 ? -t : t) >= (s < 0 ? -s : s)) break;
+            perm[at] = perm[at - 1];
+        }
+        perm[at] = d;
+    }
+    memcpy(was, reduced, sizeof was);
+    memcpy(shape, e->shape, sizeof shape);
+    for (int v = 0; v < e->n_views; v++) ane_view_permute(&e->views[v], perm, &e->views[v]);
+    for (int d = 0; d < e->rank; d++) {
+        reduced[d] = was[perm[d]];
+        e->shape[d] = shape[perm[d]];
+    }
+}
+
 static ane_status plan(ane_planner *pl, const ane_graph *g, const ane_group *grp, bool softmax) {
     const ane_op *op = g->ops[grp->core];
     const ane_value *xv = ane_op_in(op, "x");
@@ -415,6 +441,7 @@ static ane_status plan(ane_planner *pl, const ane_graph *g, const ane_group *grp
     int k = 0;
     for (int d = 0; d < x->rank; d++)
         if (x->dims[d] != 1) red[k++] = reduced[d];
+    if (!softmax) along_memory(e, red);
     ane_view mark = {.rank = e->rank}, *all[256];
     int64_t step = 8;
     for (int d = e->rank - 1; d >= 0; d--) {

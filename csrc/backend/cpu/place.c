@@ -18,10 +18,13 @@ ane_status ane_plan_temp(ane_planner *pl, const ane_view *like, ane_view *out) {
     return ANE_OK;
 }
 
-static ane_status own_place(ane_planner *pl, const ane_type *t, ane_view *out) {
+static ane_status own_place(ane_planner *pl, const ane_value *v, ane_view *out) {
+    const ane_type *t = v->type;
     ane_view like = {.dtype = t->dtype, .rank = t->rank};
     memcpy(like.shape, t->dims, sizeof like.shape);
-    return ane_plan_temp(pl, &like, out);
+    ane_status st = ane_plan_temp(pl, &like, out);
+    if (!st && pl->places[v->id].last) ane_view_channels_last(out);
+    return st;
 }
 
 ane_status ane_plan_dest(ane_planner *pl, const ane_value *v, ane_view *out) {
@@ -29,7 +32,7 @@ ane_status ane_plan_dest(ane_planner *pl, const ane_value *v, ane_view *out) {
     ANE_ASSERT(!place->placed);
     ane_status st = ANE_OK;
     if (place->wanted) place->at = place->dest;
-    else st = own_place(pl, v->type, &place->at);
+    else st = own_place(pl, v, &place->at);
     place->placed = !st;
     *out = place->at;
     return st;
@@ -114,7 +117,7 @@ ane_status ane_plan_destinations(ane_planner *pl) {
         if (ane_op_is_join(op)) {
             if (!place->wanted) {
                 ane_view own;
-                ane_status st = own_place(pl, op->results[0]->type, &own);
+                ane_status st = own_place(pl, op->results[0], &own);
                 if (st) return st;
                 want(pl, op->results[0], &own);
             }

@@ -111,6 +111,7 @@ static ane_status plan_group(ane_planner *pl, ane_group *grp) {
     case ANE_GROUP_CHAIN: return ane_plan_chain(pl, pl->graph, grp);
     case ANE_GROUP_PRODUCT: return ane_plan_product(pl, pl->graph, grp);
     case ANE_GROUP_REDUCE: return ane_plan_reduce(pl, pl->graph, grp);
+    case ANE_GROUP_CONV: return ane_plan_conv(pl, pl->graph, grp);
     case ANE_GROUP_SOFTMAX: return ane_plan_softmax(pl, pl->graph, grp);
     case ANE_GROUP_ATTENTION: return ane_plan_attention(pl, pl->graph, grp);
     }
@@ -131,10 +132,20 @@ static ane_status plan_alone(ane_planner *pl, int i) {
             grp->product.bias = ane_op_in(op, "bias");
         return plan_group(pl, grp);
     }
+    if (ane_op_is_conv(op) && ane_kernel_on("conv")) {
+        ane_group *grp = ane_group_new(g, ANE_GROUP_CONV);
+        if (!grp || !ane_group_add(g, grp, i))
+            return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+        grp->core = i;
+        grp->conv.out = op->results[0];
+        return plan_group(pl, grp);
+    }
     if (ane_op_is_join(op)) return ane_plan_join(pl, op);
     bool done = false;
     ane_status st = ane_plan_index(pl, op, &done);
     if (!st && !done) st = ane_plan_spread(pl, op, &done);
+    if (!st && !done) st = ane_plan_pool(pl, op, &done);
+    if (!st && !done) st = ane_plan_norm(pl, op, &done);
     return st || done ? st : ane_plan_fallback(pl, op);
 }
 
@@ -196,6 +207,7 @@ static ane_status plan_ops(ane_planner *pl) {
     }
     g->single = pl->opts->target != 0;
     ane_status st = ane_graph_fuse(g, pl->err);
+    ane_plan_layout(pl);
     if (!st) st = ane_plan_destinations(pl);
     for (int i = 0; i < g->n && !st; i++) {
         const ane_op *op = g->ops[i];

@@ -1,0 +1,218 @@
+/* Micro-kernels of convolution and pooling over channels-last rows: see conv.h. Written once
+ * over the vector type, included by ukr_*.c after body_gemm.h with CONV_MR (positions of a
+ * tile) and CONV_NV (vectors of output channels) set. */
+#include "conv_tile.h"
+
+#define CONV_NR (CONV_NV * VW)
+
+static inline vf conv_limit(vf v, const ane_conv_act *a) {
+    return v_min(v_set1(a->high), v_max(v_set1(a->low), v));       /* NaN passes */
+}
+
+/* act(v) where act is no limit. */
+static inline vf conv_act(vf v, const ane_conv_act *a) {
+    return a->limits ? conv_limit(v, a) : act_any(v, a->act);
+}
+
+/* before, residual and after in place over m rows of n sums. */
+static void conv_finish(const ane_conv_post *p, float *c, size_t ld, size_t m, size_t n) {
+    for (size_t i = 0; i < m; i++) {
+        const char *res = p->res ? p->res + (int64_t)i * p->res_s : NULL;
+        int64_t size = p->res_dtype == ANE_F32 ? 4 : 2;
+        for (size_t j = 0; j < n; j += VW) {
+            size_t left = n - j < VW ? n - j : VW;
+            float *to = c + i * ld + j;
+            vf v = left == VW ? v_loadu(to) : v_load_n(to, left);
+            v = conv_act(v, &p->before);
+            if (res) v = v_add(v, load_any(res + (int64_t)j * size, p->res_dtype, left));
+            v = conv_act(v, &p->after);
+            if (left == VW) v_storeu(to, v);
+            else v_store_n(to, v, left);
+        }
+    }
+}
+
+/* Scale, shift, and where `whole` is set all of it, on m x nv vectors from channel 0; the
+ * last vector has `tail` lanes. One pass per function, so that each is one branch a tile. */
+#define LANES(j) ((j) + 1 == nv ? tail : VW)
+#define LOAD(p, j) (LANES(j) == VW ? v_loadu((p) + (j) * VW) : v_load_n((p) + (j) * VW, tail))
+#define EACH UNROLL for (size_t j = 0; j < nv; j++) UNROLL for (size_t i = 0; i < m; i++)
+#define CONV_POST(s, p, m, nv, tail)                                                      \
+    if ((p)->scale)                                                                       \
+        UNROLL for (size_t j = 0; j < nv; j++) {                                          \
+            vf v = LOAD((p)->scale, j);                                                   \
+            UNROLL for (size_t i = 0; i < m; i++) s[i][j] = v_mul(s[i][j], v);            \
+        }                                                                                 \
+    if ((p)->shift)                                                                       \
+        UNROLL for (size_t j = 0; j < nv; j++) {                                          \
+            vf v = LOAD((p)->shift, j);                                                   \
+            UNROLL for (size_t i = 0; i < m; i++) s[i][j] = v_add(s[i][j], v);            \
+        }                                                                                 \
+    if ((p)->whole) {                                                                     \
+        if ((p)->before.limits) {                                                         \
+            vf low = v_set1((p)->before.low), high = v_set1((p)->before.high);            \
+            EACH s[i][j] = v_min(high, v_max(low, s[i][j]));                              \
+        }                                                                                 \
+        if ((p)->res) {                                                                   \
+            EACH {                                                                        \
+                const float *r = (const float *)(const void *)                            \
+                                 ((p)->res + (int64_t)i * (p)->res_s);                    \
+                s[i][j] = v_add(s[i][j], LOAD(r, j));                                     \
+            }                                                                             \
+        }                                                                                 \
+        if ((p)->after.limits) {                                                          \
+            vf low = v_set1((p)->after.low), high = v_set1((p)->after.high);              \
+            EACH s[i][j] = v_min(high, v_max(low, s[i][j]));                              \
+        }                                                                                 \
+    }
+
+static inline __attribute__((always_inline)) void conv_rows(const size_t m, const size_t nv,
+                                                            const ane_conv_tile *t) {
+    vf s[CONV_MR][CONV_NV];
+    EACH s[i][j] = v_set1(0);
+    const float *b = t->b;
+    const float *const *rows = t->a;
+    for (size_t seg = 0; seg < t->segs; seg++, rows += CONV_MR) {
+        const float *a[CONV_MR];
+        UNROLL for (size_t i = 0; i < m; i++) a[i] = rows[i] + t->skip;
+        for (size_t k = 0; k < t->len; k++, b += CONV_NR) {
+            vf w[CONV_NV];
+            UNROLL for (size_t j = 0; j < nv; j++) w[j] = v_loadu(b + j * VW);
+            __builtin_prefetch(b + 12 * CONV_NR);
+            UNROLL for (size_t i = 0; i < m; i++) {
+                vf v = v_set1(a[i][k]);
+                UNROLL for (size_t j = 0; j < nv; j++) s[i][j] = v_fma(v, w[j], s[i][j]);
+            }
+        }
+    }
+    size_t tail = t->n - (nv - 1) * VW;
+    float *c = t->c;
+    if (t->add) {
+        EACH s[i][j] = v_add(LOAD(c + i * t->ldc, j), s[i][j]);
+    }
+    if (t->post) { CONV_POST(s, t->post, m, nv, tail) }
+    if (tail == VW) {
+        EACH v_storeu(c + i * t->ldc + j * VW, s[i][j]);
+    } else {
+        EACH {
+            if (j + 1 < nv) v_storeu(c + i * t->ldc + j * VW, s[i][j]);
+            else v_store_n(c + i * t->ldc + j * VW, s[i][j], tail);
+        }
+    }
+}
+
+#define CONV_CASE(m, nv) case (nv) * 16 + (m): conv_rows(m, nv, t); break;
+static void conv_tile(size_t m, const ane_conv_tile *t) {
+    switch ((t->n + VW - 1) / VW * 16 + m) {
+        CONV_CASES
+    default: break;
+    }
+}
+
+/* ---------------------------------------------------------------- depthwise */
+
+/* px positions `step` floats apart by nv vectors of channels; taps in order. */
+static inline __attribute__((always_inline)) void dw_block(const size_t m, const size_t nv,
+                                                           const ane_conv_dw *d, size_t c,
+                                                           size_t tail) {
+    vf s[4][2];
+    EACH s[i][j] = v_set1(0);
+    for (size_t t = 0; t < d->taps; t++) {
+        const float *a = d->a[t] + c, *w = d->w[t] + c;
+        vf k[2];
+        UNROLL for (size_t j = 0; j < nv; j++) k[j] = v_loadu(w + j * VW);
+        EACH s[i][j] = v_fma(LOAD(a + i * d->step, j), k[j], s[i][j]);
+    }
+    ane_conv_post p = d->post;
+    if (p.scale) p.scale += c;
+    if (p.shift) p.shift += c;
+    if (p.res) p.res += c * sizeof(float);
+    CONV_POST(s, &p, m, nv, tail)
+    float *y = d->y + c;
+    EACH {
+        if (LANES(j) == VW) v_storeu(y + i * d->ldy + j * VW, s[i][j]);
+        else v_store_n(y + i * d->ldy + j * VW, s[i][j], tail);
+    }
+}
+
+static void conv_depthwise(size_t px, const ane_conv_dw *d) {
+    size_t c = 0;
+    for (; c + 2 * VW <= d->channels; c += 2 * VW) {
+        if (px == 4) dw_block(4, 2, d, c, VW);
+        else if (px == 1) dw_block(1, 2, d, c, VW);
+        else if (px == 2) dw_block(2, 2, d, c, VW);
+        else dw_block(3, 2, d, c, VW);
+    }
+    for (; c < d->channels; c += VW) {
+        size_t left = d->channels - c < VW ? d->channels - c : VW;
+        if (px == 4) dw_block(4, 1, d, c, left);
+        else if (px == 1) dw_block(1, 1, d, c, left);
+        else if (px == 2) dw_block(2, 1, d, c, left);
+        else dw_block(3, 1, d, c, left);
+    }
+    if (!d->post.whole) conv_finish(&d->post, d->y, d->ldy, px, d->channels);
+}
+
+/* ---------------------------------------------------------------- pooling */
+
+/* One position: y[c] over `taps` rows of channels; the sum (of squares) times scale. */
+static void conv_pool(ane_pool_kind kind, const float *const *a, size_t taps, float scale,
+                      float *y, size_t channels) {
+    for (size_t c = 0; c < channels; c += VW) {
+        size_t left = channels - c < VW ? channels - c : VW;
+        vf s = v_set1(kind == ANE_POOL_MAX ? -INFINITY : 0.0f);
+        for (size_t t = 0; t < taps; t++) {
+            vf v = left == VW ? v_loadu(a[t] + c) : v_load_n(a[t] + c, left);
+            if (kind == ANE_POOL_MAX) s = f_max(v, s);
+            else if (kind == ANE_POOL_AVG) s = v_add(s, v);
+            else s = v_fma(v, v, s);
+        }
+        if (kind == ANE_POOL_AVG) s = v_mul(s, v_set1(scale));
+        if (kind == ANE_POOL_L2) s = v_sqrt(s);
+        if (left == VW) v_storeu(y + c, s);
+        else v_store_n(y + c, s, left);
+    }
+}
+
+/* ---------------------------------------------------------------- layout */
+
+/* `rows` runs of channels to fp32: element (i, c) at src + i*s_i + c*s_c. Positions are
+ * neighbours in memory (s_i is the size) or channels are, or neither. */
+static void conv_rows_in(float *dst, size_t ld, const char *src, ane_dtype dtype, int64_t s_i,
+                         int64_t s_c, size_t rows, size_t channels) {
+    int64_t size = dtype == ANE_F32 ? 4 : 2;
+    if (s_c == size || channels == 1) {
+        if (channels == 1 && s_i == size && ld == 1) {
+            vec_convert(dst, ANE_F32, src, dtype, rows, false);
+            return;
+        }
+        for (size_t i = 0; i < rows; i++)
+            vec_convert(dst + i * ld, ANE_F32, src + (int64_t)i * s_i, dtype, channels, false);
+        return;
+    }
+    size_t i = 0, whole = channels / VW * VW;
+    if (s_i == size)
+        for (; i + VW <= rows; i += VW) {
+            for (size_t c = 0; c < whole; c += VW) {
+                vf r[VW];
+                UNROLL for (size_t l = 0; l < VW; l++)
+                    r[l] = load_any(src + (int64_t)i * s_i + (int64_t)(c + l) * s_c, dtype, VW);
+                v_transpose(r);
+                UNROLL for (size_t l = 0; l < VW; l++) v_storeu(dst + (i + l) * ld + c, r[l]);
+            }
+            for (size_t c = whole; c < channels; c++) {
+                float t[VW];
+                v_storeu(t, load_any(src + (int64_t)i * s_i + (int64_t)c * s_c, dtype, VW));
+                for (size_t l = 0; l < VW; l++) dst[(i + l) * ld + c] = t[l];
+            }
+        }
+    for (; i < rows; i++)
+        for (size_t c = 0; c < channels; c++)
+            dst[i * ld + c] = load_one(src + (int64_t)i * s_i + (int64_t)c * s_c, dtype);
+}
+
+static const ane_conv_kernels conv_table = {
+    .mr = CONV_MR, .nr = CONV_NR, .vw = VW, .tile = conv_tile, .finish = conv_finish,
+    .depthwise = conv_depthwise, .pool = conv_pool, .rows_in = conv_rows_in,
+    .name = "conv_" CONV_NAME "__" ISA_NAME, .dw_name = "depthwise__" ISA_NAME, .pool_name = "pool__" ISA_NAME,
+};

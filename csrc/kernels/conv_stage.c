@@ -1,0 +1,93 @@
+/* Operands of convolution and pooling brought into channels-last fp32 rows. */
+#include "conv_plan.h"
+
+#include "../base/mem.h"
+#include "../base/sync.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+static bool even4(int64_t s) { return s % 4 == 0; }
+
+bool ane__rows_writable(const ane_planes *y, int64_t channels) {
+    return y->dtype == ANE_F32 && (y->sc == 4 || channels == 1) && even4(y->sn) &&
+           even4(y->s[0]) && even4(y->s[1]) && even4(y->s[2]) && (uintptr_t)y->data % 4 == 0;
+}
+
+bool ane__rows_view(const ane_planes *x, int64_t channels, const int64_t *in, ane_rows *out) {
+    if (!ane__rows_writable(x, channels)) return false;
+    *out = (ane_rows){.base = x->data, .sn = x->sn / 4};
+    for (int i = 0; i < 3; i++) {
+        out->in[i] = in[i];
+        out->s[i] = x->s[i] / 4;
+    }
+    return true;
+}
+
+typedef struct staging {
+    const ane_kernels *k;
+    const ane_planes *x;
+    const ane_rows *to;
+    int64_t channels;
+    const int64_t *in, *before;
+} staging;
+
+/* One row of the padded image. */
+static void stage_row(void *arg, size_t task) {
+    const staging *s = arg;
+    const ane_rows *to = s->to;
+    int64_t h = (int64_t)task % to->in[1], d = (int64_t)task / to->in[1] % to->in[0];
+    int64_t n = (int64_t)task / to->in[1] / to->in[0];
+    float *row = (float *)(uintptr_t)to->base + n * to->sn + d * to->s[0] + h * to->s[1];
+    d -= s->before[0], h -= s->before[1];
+    size_t c = (size_t)s->channels, w = (size_t)to->in[2];
+    if (d < 0 || d >= s->in[0] || h < 0 || h >= s->in[1]) {
+        memset(row, 0, w * c * sizeof *row);
+        return;
+    }
+    size_t left = (size_t)s->before[2], real = (size_t)s->in[2];
+    memset(row, 0, left * c * sizeof *row);
+    s->k->conv->rows_in(row + left * c, c,
+                        (const char *)s->x->data + n * s->x->sn + d * s->x->s[0] +
+                            h * s->x->s[1],
+                        s->x->dtype, s->x->s[2], s->x->sc, real, c);
+    memset(row + (left + real) * c, 0, (w - left - real) * c * sizeof *row);
+}
+
+ane_status ane__rows_stage(const ane_kernels *k, const ane_planes *x, int64_t n,
+                           int64_t channels, const int64_t *in, const int64_t *before,
+                           const int64_t *after, ane_rows *out, ane_error *err) {
+    int64_t dims[5] = {n, 0, 0, 0, channels};
+    size_t bytes;
+    *out = (ane_rows){.sn = 0};
+    for (int i = 0; i < 3; i++) {
+        dims[i + 1] = out->in[i] = in[i] + before[i] + after[i];
+        out->shift[i] = before[i];
+    }
+    if (!ane_shape_bytes(5, dims, sizeof(float), &bytes))
+        return ane_fail(err, ANE_ERR_NOMEM, "[conv] the padded operand is larger than memory");
+    out->owned = ane_scratch_push(bytes);
+    if (!out->owned)
+        return ane_fail(err, ANE_ERR_NOMEM, "[conv] no memory for %zu bytes of a padded operand",
+                        bytes);
+    out->base = out->owned;
+    out->s[2] = channels;
+    out->s[1] = out->s[2] * out->in[2];
+    out->s[0] = out->s[1] * out->in[1];
+    out->sn = out->s[0] * out->in[0];
+    staging s = {k, x, out, channels, in, before};
+    if (ane_parallel_for((size_t)(n * out->in[0] * out->in[1]), stage_row, &s)) return ANE_OK;
+    ane_scratch_pop(out->owned);
+    return ane_fail(err, ANE_ERR_CANCELLED, "[conv] cancelled");
+}
+
+int64_t ane__even_run(const int64_t *out, const int64_t *strides) {
+    int64_t run = 1, step = 0;
+    for (int i = 2; i >= 0; i--) {
+        if (out[i] == 1) continue;
+        if (run > 1 && strides[i] != step * run) break;
+        if (run == 1) step = strides[i];
+        run *= out[i];
+    }
+    return run;
+}
