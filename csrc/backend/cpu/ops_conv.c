@@ -168,7 +168,7 @@ static double nth(const ane_const *c, int64_t i, double missing) {
 static ane_status affine_of(ane_planner *pl, const ane_conv_fused *f, const ane_op *op, conv *c,
                             int64_t n) {
     const ane_value *bias = ane_op_in(op, "bias");
-    bool fixed = bias && bias->konst;
+    bool fixed = bias && bias->konst && !pl->opts->target;      /* a target may narrow it */
     if (fixed && !bias->konst->data)
         return ane_fail(pl->err, ANE_ERR_INVALID, "[compile] constant %s has no data: weight "
                         "file %s was not found", bias->name,
@@ -204,7 +204,7 @@ static ane_status affine_of(ane_planner *pl, const ane_conv_fused *f, const ane_
         if (scaled) c->scale[i] = (float)scale;
         if (shifted) c->shift[i] = (float)shift;
     }
-    c->varying = bias && !bias->konst;
+    c->varying = bias && !fixed;
     return ANE_OK;
 nomem:
     return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
@@ -281,7 +281,7 @@ ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *g
     if (!c) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     ane_status st = ane_plan_operand(pl, ane_op_in(op, "x"), &v[X]);
     if (!st) st = ane_plan_operand(pl, ane_op_in(op, "weight"), &v[W]);
-    if (!st && bias && !bias->konst) st = ane_plan_operand(pl, bias, &v[BIAS]);
+    if (!st && bias && (!bias->konst || pl->opts->target)) st = ane_plan_operand(pl, bias, &v[BIAS]);
     if (!st) st = ane_plan_dest(pl, f->out, &v[Y]);
     if (!st && f->residual) st = ane_plan_operand(pl, f->residual, &v[R]);
     if (!st) st = affine_of(pl, f, op, c, v[Y].shape[1]);

@@ -122,6 +122,8 @@ static ane_status plan_alone(ane_planner *pl, int i) {
     ane_graph *g = pl->graph;
     const ane_op *op = g->ops[i];
     bool product = ane_op_is_product(op);
+    if (pl->opts->target && !strcmp(op->row->name, "batch_norm"))
+        return ane_plan_fallback(pl, op);       /* it may narrow the constants */
     if (product || ane_op_is_pointwise(op)) {
         ane_group *grp = ane_group_new(g, product ? ANE_GROUP_PRODUCT : ANE_GROUP_CHAIN);
         if (!grp || !ane_group_add(g, grp, i))
