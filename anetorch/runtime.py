@@ -168,13 +168,16 @@ class Kernel(_core.Kernel):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     target: str | None
+    lowering: str                       # "inputs", or "packed" into one surface a side
+    lowering_reason: str                # why it was not the first choice, or ""
 
     def __new__(cls, program: Any, *, function: str | None = None, device: str | None = None,
                 numerics: str | None = None, target: str | None = None,
-                precision: str | None = None, prepack: bool = False) -> Kernel:
+                precision: str | None = None, prepack: bool = False,
+                lowering: str | None = None) -> Kernel:
         self = super().__new__(cls, program, function=function, device=device,
                                numerics=numerics, target=target, precision=precision,
-                               prepack=prepack)
+                               prepack=prepack, lowering=lowering)
         if self.device == "ane":
             engine.warn_near_budget()
         self.inputs = tuple(Port(*p) for p in self._ports(False))
@@ -182,8 +185,10 @@ class Kernel(_core.Kernel):
         # Editing the caller's program later must not change what trace() shows.
         self._program = program.clone()
         self._options = {"function": function, "device": device, "numerics": numerics,
-                         "target": target, "precision": precision, "prepack": prepack}
+                         "target": target, "precision": precision, "prepack": prepack,
+                         "lowering": lowering}
         self.target = target
+        self.lowering, self.lowering_reason = self._lowered
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -352,7 +357,8 @@ def _first_nonfinite(values: Mapping[str, Any]) -> tuple[str, tuple[int, ...]] |
 
 def compile(program: Any, weights: Any = None, device: str | None = None,
             numerics: str = "ieee", precision: str = "highest", function: str | None = None,
-            prepack: bool = False, target: str | None = None) -> Kernel:
+            prepack: bool = False, target: str | None = None,
+            lowering: str | None = None) -> Kernel:
     """Compiles a program for a device.
 
     program: a `mil.Program` or MIL text. weights: where a text's weight files are, a folder
@@ -365,6 +371,10 @@ def compile(program: Any, weights: Any = None, device: str | None = None,
     ends, and its cliffs (docs/numerics.md). target is its chip, "m1" to "m5" or "a14" to
     "a19"; None has the cliffs of every chip. Operations that the engine refuses are computed,
     with an EngineWarning.
+
+    lowering is for device="ane": "inputs" binds every input and output as a surface of its own,
+    "packed" puts them side by side into one each (see `mil.pack`); None takes inputs, and where
+    the engine's compiler refuses those, packed, with an EngineWarning that says why.
 
     >>> k = anetorch.compile('''program(1.3) {
     ...   func main<ios18>(tensor<fp16, [1, 8, 1, 32]> x) {
@@ -383,7 +393,10 @@ def compile(program: Any, weights: Any = None, device: str | None = None,
     elif weights is not None:
         raise TypeError("[compile] weights= goes with a MIL text; a Program has its own")
     kernel = Kernel(program, function=function, device=device, numerics=numerics,
-                    target=target, precision=precision, prepack=prepack)
+                    target=target, precision=precision, prepack=prepack, lowering=lowering)
+    if kernel.lowering_reason:
+        warnings.warn(f"[compile] packed into one surface, as {kernel.lowering_reason}",
+                      EngineWarning, stacklevel=2)
     if numerics == "ane" and (refused := _refused(program, target)):
         warnings.warn(f"[compile] the engine refuses {', '.join(refused)}; see anetorch.lint",
                       EngineWarning, stacklevel=2)

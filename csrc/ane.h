@@ -683,6 +683,8 @@ typedef struct ane_compile_options {
     const char *target;                 /* numerics "ane" of which chip, as in ane_lint */
     const char *precision;              /* NULL: "highest"; "high", "medium" */
     bool prepack;
+    const char *lowering;               /* device "ane": "inputs", "packed"; NULL: inputs, and
+                                           packed where the compiler refuses those */
 } ane_compile_options;
 
 typedef struct ane_port {
@@ -716,6 +718,9 @@ ANE_API const ane_port *ane_kernel_output(const ane_kernel *k, size_t i);
 ANE_API const char *ane_kernel_device(const ane_kernel *k);
 /* "ieee", or "ane" for the engine's arithmetic: the engine's own, or imitated on the CPU. */
 ANE_API const char *ane_kernel_numerics(const ane_kernel *k);
+/* "inputs", or "packed" into one surface a side. *why (may be NULL): where that was the second
+ * choice, what became of the first; else "". */
+ANE_API const char *ane_kernel_lowering(const ane_kernel *k, const char **why);
 /* Result shapes for these inputs. An output whose shape depends on data has dims -1. */
 ANE_API ane_status ane_kernel_infer(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
                                     ane_port *outputs, size_t n_out, ane_error *err);

@@ -79,6 +79,23 @@ static ane_status precision_of(const char *name, ane_precision *out, ane_error *
                     "\"medium\"", name);
 }
 
+static ane_status lowering_of(const ane_compile_options *opts, ane_lowering *out,
+                              ane_error *err) {
+    static const char *const names[] = {"auto", "inputs", "packed"};
+    const char *name = opts->lowering;
+    if (!name) return ANE_OK;
+    if (!opts->device || strcmp(opts->device, "ane"))
+        return ane_fail(err, ANE_ERR_INVALID, "[compile] lowering goes with device=\"ane\"; "
+                        "ane_program_pack (mil.pack) gives the packed program for any device");
+    for (int i = 1; i < 3; i++)
+        if (!strcmp(name, names[i])) {
+            *out = (ane_lowering)i;
+            return ANE_OK;
+        }
+    return ane_fail(err, ANE_ERR_INVALID, "[compile] unknown lowering \"%.40s\"; expected "
+                    "\"inputs\" or \"packed\"", name);
+}
+
 ane_status ane_kernel_compile(const ane_program *p, const ane_compile_options *opts,
                               ane_kernel **out, ane_error *err) {
     static const ane_compile_options defaults = {.size = sizeof defaults};
@@ -103,6 +120,7 @@ ane_status ane_kernel_compile(const ane_program *p, const ane_compile_options *o
                       "[compile] target \"%.40s\" goes with numerics=\"ane\"", opts->target);
     if (!st && !strcmp(numerics, "ane"))
         st = ane_target_parse(opts->target, &bo.target, "compile", err);
+    if (!st) st = lowering_of(opts, &bo.lowering, err);
     if (!st) st = ane_backend_find(opts->device, &backend, err);
     if (!st) st = pick_function(p, opts->function, &f, err);
     if (st) return st;
@@ -168,6 +186,14 @@ const ane_port *ane_kernel_output(const ane_kernel *k, size_t i) {
 }
 const char *ane_kernel_device(const ane_kernel *k) { return k->backend->name; }
 const char *ane_kernel_numerics(const ane_kernel *k) { return k->engine ? "ane" : "ieee"; }
+
+const char *ane_kernel_lowering(const ane_kernel *k, const char **why) {
+    const char *unused;
+    if (!why) why = &unused;
+    *why = "";
+    if (!k->backend->lowering) return "inputs";
+    return k->backend->lowering(k->exe, why) == ANE_LOWER_PACKED ? "packed" : "inputs";
+}
 
 /* "fp16 [1, 8, ?]" */
 static const char *shape_text(ane_dtype dtype, int rank, const int64_t *dims, char *buf,

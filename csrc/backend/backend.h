@@ -12,10 +12,14 @@
 #include "../ir/ir.h"
 #include "../kernels/gemm.h"
 
+/* How a function's ports reach a device whose compiler may refuse many. */
+typedef enum ane_lowering { ANE_LOWER_AUTO, ANE_LOWER_INPUTS, ANE_LOWER_PACKED } ane_lowering;
+
 typedef struct ane_backend_options {
     unsigned target;                    /* numerics="ane": chips to imitate; 0: "ieee" */
     ane_precision precision;
     bool prepack;
+    ane_lowering lowering;
 } ane_backend_options;
 
 typedef struct ane_backend {
@@ -42,6 +46,9 @@ typedef struct ane_backend {
     /* Result dims for these input shapes (-1: known only by running). */
     ane_status (*infer)(void *exe, const ane_tensor *inputs, ane_port *outputs,
                         ane_error *err);            /* NULL: the ports are static */
+    /* ANE_LOWER_INPUTS or _PACKED; *why: of a second choice, what became of the first, or
+     * "". NULL: the device takes ports as they are. */
+    ane_lowering (*lowering)(void *exe, const char **why);
     size_t (*step_count)(void *binding);            /* NULL: 0 */
     void (*step)(void *binding, size_t i, ane_step_info *info);
     void (*memory)(void *binding, ane_memory_info *info);       /* NULL: zeros */

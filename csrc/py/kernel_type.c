@@ -16,14 +16,14 @@ static PyObject *module_of(PyTypeObject *type) {
 
 static PyObject *kernel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"program", "function", "device", "numerics", "target",
-                            "precision", "prepack", NULL};
+                            "precision", "prepack", "lowering", NULL};
     PyObject *program;
     const char *function = NULL, *device = NULL, *numerics = NULL, *target = NULL,
-               *precision = NULL;
+               *precision = NULL, *lowering = NULL;
     int prepack = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zzzzzp:Kernel", names, &program,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zzzzzpz:Kernel", names, &program,
                                      &function, &device, &numerics, &target, &precision,
-                                     &prepack))
+                                     &prepack, &lowering))
         return NULL;
     PyObject *module = module_of(type);
     if (!module) return NULL;
@@ -33,7 +33,7 @@ static PyObject *kernel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     ane_compile_options opts = {.size = sizeof opts, .function = function, .device = device,
                                 .numerics = numerics, .target = target,
                                 .precision = precision,
-                                .prepack = prepack != 0};
+                                .prepack = prepack != 0, .lowering = lowering};
     /* The lock stays held: another thread could edit the program otherwise. */
     ane_kernel *k = NULL;
     ane_error err = {0};
@@ -102,6 +102,13 @@ static PyObject *kernel_device(PyObject *obj, void *closure) {
 static PyObject *kernel_numerics(PyObject *obj, void *closure) {
     (void)closure;
     return PyUnicode_FromString(ane_kernel_numerics(((py_kernel *)obj)->kernel));
+}
+
+/* ("packed", why the first choice was not taken or "") */
+static PyObject *kernel_lowered(PyObject *obj, void *closure) {
+    const char *why, *name = ane_kernel_lowering(((py_kernel *)obj)->kernel, &why);
+    (void)closure;
+    return Py_BuildValue("(ss)", name, why);
 }
 
 /* ---------------------------------------------------------------- calls */
@@ -278,6 +285,7 @@ static PyMethodDef kernel_methods[] = {
 static PyGetSetDef kernel_getset[] = {
     {"device", kernel_device, NULL, PyDoc_STR("Device that runs it: \"cpu\" or \"ane\"."),
      NULL},
+    {"_lowered", kernel_lowered, NULL, NULL, NULL},
     {"numerics", kernel_numerics, NULL,
      PyDoc_STR("\"ieee\", or \"ane\": the engine's arithmetic, its own or imitated."), NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -164,12 +164,10 @@ static compiled *build(const char *folder, const char *hex, const char **why) {
     compiled *c = calloc(1, sizeof *c);
     c->hex = strdup(hex);
     *why = "CompilationFailure";
-    ane_compile_options how = {.size = sizeof how, .device = "cpu", .numerics = "ane"};
+    /* The engine that `architecture` names: h16g is M4's. */
+    ane_compile_options how = {.size = sizeof how, .device = "cpu", .numerics = "ane",
+                               .target = "m4"};
     st = ane_kernel_compile(program, &how, &c->kernel, &err);
-    if (st) {
-        how.numerics = "ieee";
-        st = ane_kernel_compile(program, &how, &c->kernel, &err);
-    }
     ane_program_release(program);
     bool ok = st == ANE_OK;
     if (ok) {

@@ -98,11 +98,18 @@ bool iosurface_valid(const void *surface);
 /* ane.c */
 void ane_init(void);
 
+/* The engine's limits, from the library's one table of facts about it. */
+enum {
+#define LIMIT(id, value, what, evidence) LIMIT_##id = value,
+#include "../../csrc/ir/target.def"
+};
+
 /* Every limit, fault and counter by name. standin_set(name, v), standin_get(name);
  * an unknown name traps. */
 #define KNOBS(X)                                                                          \
     /* limits */                                                                           \
-    X(compile_budget, 119) X(load_slots, 127) X(min_surface, 0) X(row_align, 64)            \
+    X(compile_budget, LIMIT_COMPILES) X(load_slots, LIMIT_LOADED) X(min_surface, 0)        \
+    X(row_align, LIMIT_ROW_ALIGN)                                                          \
     X(alloc_round, 1) X(has_ane, 1) X(os_build, 26) X(is_vm, 0) X(state_ops_compile, 0)                     \
     X(single_input, 0) X(equal_ports, 0)                                                    \
     /* faults: the next n calls fail, once `fault_after` calls with an armed fault passed */ \

@@ -3,7 +3,7 @@
  * pool around every entry. */
 #include "apple.h"
 
-#include "model.h"
+#include "lowering.h"
 
 #include "../../base/env.h"
 #include "../../base/sync.h"
@@ -12,14 +12,19 @@
 #include <string.h>
 #include <time.h>
 
+/* One of the model's ports. */
 typedef struct operand {
-    ane_tensor user;                    /* the caller's view; its surface is his */
     ane_tensor stage;                   /* in our surface, strides padded; no surface: direct */
+    const ane_slot *slots;              /* where the callers' views lie in it; NULL: the one is
+                                           the whole */
+    const ane_tensor *users;            /* the callers' views; their surfaces are theirs */
+    size_t n_users;
     double seconds;                     /* of the copy, in the last profiled run */
 } operand;
 
 typedef struct apple_binding {
     ane_model *model;
+    ane_tensor *users;                  /* all callers' views, inputs first */
     ane_id request;                     /* +1 */
     void *options;                      /* +1: the empty dictionary of every evaluation */
     size_t n_in, n;
@@ -43,30 +48,38 @@ static const char *detail(void) {
 
 static ane_status compile(const ane_function *f, const ane_backend_options *opts, void **exe,
                           ane_error *err) {
-    (void)opts;                         /* the engine has one arithmetic of its own */
+    /* The engine has one arithmetic of its own: of the options only the lowering counts. */
     const ane_objc *rt = ane_objc_load(NULL);
     void *pool = rt->objc_autoreleasePoolPush();
-    ane_model *m = NULL;
-    ane_status st = ane_model_acquire(rt, f, &m, err);
+    ane_lowered *l = NULL;
+    ane_status st = ane_lower(rt, f, opts->lowering, &l, err);
     rt->objc_autoreleasePoolPop(pool);
-    if (!st) *exe = m;
+    if (!st) *exe = l;
     return st;
 }
 
 static void destroy(void *exe) {
     const ane_objc *rt = ane_objc_load(NULL);
     void *pool = rt->objc_autoreleasePoolPush();
-    ane_model_release(rt, exe);
+    ane_lowered_destroy(rt, exe);
     rt->objc_autoreleasePoolPop(pool);
 }
 
 static ane_status port(void *exe, bool output, size_t i, ane_port *out, ane_error *err) {
-    const ane_model *m = exe;
-    const ane_engine_port *p = output ? &m->out[i] : &m->in[i];
+    const ane_lowered *l = exe;
     (void)err;
+    /* Inside a packed surface no layout is the port's own: any is staged. */
+    if (l->layout && (output ? l->layout->output : l->layout->input)) return ANE_OK;
+    const ane_engine_port *p = output ? &l->model->out[i] : &l->model->in[i];
     memcpy(out->strides, p->strides, sizeof out->strides);
     out->bytes = p->bytes;
     return ANE_OK;
+}
+
+static ane_lowering lowering(void *exe, const char **why) {
+    const ane_lowered *l = exe;
+    *why = l->why;
+    return l->layout ? ANE_LOWER_PACKED : ANE_LOWER_INPUTS;
 }
 
 /* ---------------------------------------------------------------- surfaces */
@@ -139,16 +152,16 @@ static bool fits(const ane_engine_port *p, const ane_tensor *t, size_t need) {
 }
 
 static ane_status bind_operand(const ane_objc *rt, apple_binding *b, size_t i,
-                               const ane_tensor *t, size_t smallest, ane_error *err) {
+                               size_t smallest, ane_error *err) {
     bool output = i >= b->n_in;
     const ane_engine_port *p = port_of(b, i);
     operand *o = &b->ops[i];
+    const ane_tensor *t = o->users;
     size_t need = surface_need(b, i, smallest);
-    o->user = *t;
-    bool direct = fits(p, t, need);
+    bool direct = !o->slots && fits(p, t, need);
     /* An output that lies where another operand is would be read and written at once. */
-    for (size_t k = 0; direct && output && k < i; k++)
-        direct = b->ops[k].user.surface != t->surface;
+    for (size_t k = 0; direct && output && &b->users[k] < t; k++)
+        direct = b->users[k].surface != t->surface;
     if (direct) return ANE_OK;
     o->stage = (ane_tensor){.dtype = p->dtype, .rank = p->rank};
     memcpy(o->stage.shape, p->dims, sizeof o->stage.shape);
@@ -167,7 +180,7 @@ static ane_status list_operands(const ane_objc *rt, apple_binding *b, bool outpu
     for (; made < n; made++) {
         const operand *o = &b->ops[first + made];
         const ane_engine_port *p = port_of(b, first + made);
-        ane_surface *s = o->stage.surface ? o->stage.surface : o->user.surface;
+        ane_surface *s = o->stage.surface ? o->stage.surface : o->users->surface;
         wrappers[made] = ane_send_wrap(rt, ane_surface_iosurface_ref(s));
         if (!wrappers[made]) {
             st = ane_fail(err, ANE_ERR_RUNTIME, "[bind] %s %s: the framework gave no wrapper for "
@@ -218,8 +231,26 @@ static void unbind(void *binding) {
     ane_cf_release(rt, b->options);
     for (size_t i = 0; b->ops && i < b->n; i++) ane_surface_release(b->ops[i].stage.surface);
     rt->objc_autoreleasePoolPop(pool);
+    ane_free(b->users);
     ane_free(b->ops);
     ane_free(b);
+}
+
+/* Gives the ports of one side their callers' views: one each, or all of them to the packed
+ * one. */
+static void give_users(const ane_lowered *l, bool output, operand *ops, const ane_tensor *users) {
+    const ane_packing *p = l->layout;
+    if (p && (output ? p->output : p->input)) {
+        ops->slots = output ? p->out : p->in;
+        ops->users = users;
+        ops->n_users = output ? p->n_out : p->n_in;
+        return;
+    }
+    size_t n = output ? l->model->n_out : l->model->n_in;
+    for (size_t i = 0; i < n; i++) {
+        ops[i].users = &users[i];
+        ops[i].n_users = 1;
+    }
 }
 
 static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs, void **binding,
@@ -227,20 +258,28 @@ static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
     const ane_objc *rt = ane_objc_load(NULL);
     apple_binding *b = ane_calloc(1, sizeof *b);
     if (!b) return ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
-    b->model = exe;
+    const ane_lowered *l = exe;
+    b->model = l->model;
     b->n_in = b->model->n_in;
     b->n = b->n_in + b->model->n_out;
     b->ops = ane_calloc(b->n, sizeof *b->ops);
+    size_t n_in = l->layout ? l->layout->n_in : b->n_in;
+    size_t n_out = l->layout ? l->layout->n_out : b->n - b->n_in;
+    b->users = ane_calloc(n_in + n_out, sizeof *b->users);
     void *pool = rt->objc_autoreleasePoolPush();
     double start = now();
     size_t smallest = 0;
     b->options = ane_cf_dict_retained(rt);
-    ane_status st = b->ops && b->options ? ANE_OK
-                                         : ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
-    if (!st) st = smallest_surface(&smallest, err);
-    for (size_t i = 0; i < b->n && !st; i++)
-        st = bind_operand(rt, b, i, i < b->n_in ? &inputs[i] : &outputs[i - b->n_in], smallest,
-                          err);
+    bool memory = b->ops && b->users && b->options;
+    ane_status st = memory ? ANE_OK : ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
+    if (!st) {
+        memcpy(b->users, inputs, n_in * sizeof *inputs);
+        memcpy(b->users + n_in, outputs, n_out * sizeof *outputs);
+        give_users(l, false, b->ops, b->users);
+        give_users(l, true, b->ops + b->n_in, b->users + n_in);
+        st = smallest_surface(&smallest, err);
+    }
+    for (size_t i = 0; i < b->n && !st; i++) st = bind_operand(rt, b, i, smallest, err);
     if (!st) st = make_request(rt, b, err);
     b->bind_seconds = now() - start;
     rt->objc_autoreleasePoolPop(pool);
@@ -267,15 +306,40 @@ static ane_status then_unlock(ane_status st, ane_surface *s, ane_access access, 
     return st ? st : u;
 }
 
+/* One caller's view to or from its place in the stage. */
+static ane_status copy_user(const operand *o, size_t k, bool in, ane_error *err) {
+    if (o->slots) return ane_slot_copy(&o->slots[k], &o->stage, &o->users[k], in, err);
+    return in ? ane_tensor_copy(&o->stage, o->users, err)
+              : ane_tensor_copy(o->users, &o->stage, err);
+}
+
 static ane_status stage_in(const operand *o, ane_error *err) {
-    ane_status st = lock(o->user.surface, ANE_READ, err);
+    ane_status st = lock(o->stage.surface, ANE_READWRITE, err);
     if (st) return st;
-    st = lock(o->stage.surface, ANE_READWRITE, err);
-    if (!st) {
-        st = ane_tensor_copy(&o->stage, &o->user, err);
-        st = then_unlock(st, o->stage.surface, ANE_READWRITE, err);
+    for (size_t k = 0; k < o->n_users && !st; k++) {
+        st = lock(o->users[k].surface, ANE_READ, err);
+        if (st) break;
+        st = copy_user(o, k, true, err);
+        st = then_unlock(st, o->users[k].surface, ANE_READ, err);
     }
-    return then_unlock(st, o->user.surface, ANE_READ, err);
+    return then_unlock(st, o->stage.surface, ANE_READWRITE, err);
+}
+
+/* Locks an output's stage and every view that it goes to, or nothing. */
+static ane_status lock_output(const operand *o, ane_error *err) {
+    size_t k = 0;
+    ane_status st = lock(o->stage.surface, ANE_READ, err);
+    if (st) return st;
+    for (; k < o->n_users && !st; k++) st = lock(o->users[k].surface, ANE_READWRITE, err);
+    if (!st) return ANE_OK;
+    for (k--; k-- > 0;) st = then_unlock(st, o->users[k].surface, ANE_READWRITE, err);
+    return then_unlock(st, o->stage.surface, ANE_READ, err);
+}
+
+static ane_status unlock_output(ane_status st, const operand *o, ane_error *err) {
+    for (size_t k = o->n_users; k-- > 0;)
+        st = then_unlock(st, o->users[k].surface, ANE_READWRITE, err);
+    return then_unlock(st, o->stage.surface, ANE_READ, err);
 }
 
 /* Everything is locked before the first byte is copied, so a failing lock leaves all outputs
@@ -283,29 +347,18 @@ static ane_status stage_in(const operand *o, ane_error *err) {
 static ane_status stage_out(apple_binding *b, bool profile, ane_error *err) {
     ane_status st = ANE_OK;
     size_t i = b->n_in;
-    for (; i < b->n; i++) {
-        const operand *o = &b->ops[i];
-        if (!o->stage.surface) continue;
-        if ((st = lock(o->stage.surface, ANE_READ, err))) break;
-        if ((st = lock(o->user.surface, ANE_READWRITE, err))) {
-            st = then_unlock(st, o->stage.surface, ANE_READ, err);
-            break;
-        }
-    }
+    for (; i < b->n; i++)
+        if (b->ops[i].stage.surface && (st = lock_output(&b->ops[i], err))) break;
     size_t locked = i;
     for (i = b->n_in; i < locked && !st; i++) {
         operand *o = &b->ops[i];
         if (!o->stage.surface) continue;
         double start = profile ? now() : 0;
-        st = ane_tensor_copy(&o->user, &o->stage, err);
+        for (size_t k = 0; k < o->n_users && !st; k++) st = copy_user(o, k, false, err);
         if (profile) o->seconds = now() - start;
     }
-    for (i = locked; i-- > b->n_in;) {
-        const operand *o = &b->ops[i];
-        if (!o->stage.surface) continue;
-        st = then_unlock(st, o->user.surface, ANE_READWRITE, err);
-        st = then_unlock(st, o->stage.surface, ANE_READ, err);
-    }
+    for (i = locked; i-- > b->n_in;)
+        if (b->ops[i].stage.surface) st = unlock_output(st, &b->ops[i], err);
     return st;
 }
 
@@ -431,6 +484,7 @@ const ane_backend ane_backend_apple = {
     .unbind = unbind,
     .run = run,
     .port = port,
+    .lowering = lowering,
     .step_count = step_count,
     .step = step,
     .memory = memory,

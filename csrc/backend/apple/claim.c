@@ -1,5 +1,6 @@
 #include "claim.h"
 
+#include "../../ir/target.h"
 #include "table.def"
 
 #include <errno.h>

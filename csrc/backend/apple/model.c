@@ -227,6 +227,7 @@ static ane_status compile(const ane_objc *rt, const source *s, ane_model *m, ane
     if (ok) return ANE_OK;
     st = ane_objc_fail(rt, err, "compile", error, NULL);
     int nth = atomic_load(&compiles);
+    m->refused = nth <= ANE_APPLE_COMPILES;     /* beyond, it is not about the program */
     if (nth >= ANE_APPLE_COMPILES_WARN)
         ane_error_prefix(err, "compile %d of this process, about %d are believed to be the "
                          "limit: ", nth, ANE_APPLE_COMPILES);
@@ -344,7 +345,7 @@ static ane_status find_same(const ane_model *m, ane_model **out, ane_error *err)
 }
 
 ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_model **out,
-                             ane_error *err) {
+                             bool *refused, ane_error *err) {
     source s = {0};
     ane_model *same = NULL, *m = ane_calloc(1, sizeof *m);
     if (!m) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
@@ -369,6 +370,7 @@ ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_mode
         models = m;
         *out = m;
     }
+    *refused = st && m->refused;
     if (m->claim.work >= 0) take_down(rt, m);
     else if (st || same) destroy(rt, m);
     ane_mutex_unlock(&lock);

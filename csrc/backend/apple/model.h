@@ -34,6 +34,7 @@ typedef struct ane_model {
     long pid;                           /* the process that loaded it */
     int refs;                           /* kernels of this process with this text */
     bool loaded, cached;                /* cached: without a compile */
+    bool refused;                       /* by the compiler */
     double seconds[ANE_PHASE_COUNT];    /* 0: skipped */
     ane_id object;                      /* _ANEInMemoryModel, +1 */
     size_t n_in, n_out;
@@ -42,9 +43,9 @@ typedef struct ane_model {
 } ane_model;
 
 /* Compiles and loads f, or counts one more user of the model that this process already has
- * under the same identifier. */
+ * under the same identifier. *refused: it was the engine's compiler that said no. */
 ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_model **out,
-                             ane_error *err);
+                             bool *refused, ane_error *err);
 /* The last user unloads it; the last of all processes removes the folder. */
 void ane_model_release(const ane_objc *rt, ane_model *m);
 /* Of the last unload of this process; 0: none yet. */

@@ -5,6 +5,7 @@
 #define ANE_APPLE_OBJC_H
 
 #include "../../base/dl.h"
+#include "../../ir/target.h"
 
 typedef void *ane_id;
 typedef void *ane_sel;

@@ -131,7 +131,7 @@ static ane_status check_value(const ane_value *v, const char *what, ane_engine_p
                               ane_error *err) {
     char text[ANE_TYPE_TEXT];
     const ane_type *t = v->type;
-    bool ok = t->kind == ANE_T_TENSOR && type_name(t->dtype) && t->rank <= 4 &&
+    bool ok = t->kind == ANE_T_TENSOR && type_name(t->dtype) && t->rank <= ANE_LIMIT_PORT_RANK &&
               strlen(v->name) < sizeof p->name;
     for (int i = 0; ok && i < t->rank; i++) ok = t->dims[i] > 0;
     if (!ok)
