@@ -78,6 +78,59 @@ static double ulps(float x, float y) {
     return fabs((double)x - (double)y) / ulp;
 }
 
+/* steps against the table's own load, rows and store: every pair of functions, each kind of
+ * operand and dtype, whole blocks and what is left of one. */
+static void chains(const ane_kernels *t) {
+    enum { N = 1100 };
+    static const ane_dtype types[] = {ANE_F32, ANE_F16, ANE_BF16};
+    static float x[N], row[N], a[N], b[N];
+    static _Alignas(64) char in[N * 4], other[N * 4], got[N * 4], want[N * 4];
+    const ane_vec *v = t->vec;
+    for (int i = 0; i < N; i++) {
+        x[i] = (float)normal();
+        row[i] = (float)normal();
+    }
+    const float special[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN};
+    memcpy(x + 60, special, sizeof special);
+    memcpy(row + 300, special, sizeof special);
+    for (int c = 0; c < 9 * ANE_VEC_BINARY_COUNT * ANE_VEC_BINARY_COUNT * ANE_STEP_KINDS; c++) {
+        ane_dtype from = types[c % 3], to = types[c / 3 % 3];
+        int one = c / 9 % ANE_VEC_BINARY_COUNT, rest = c / 9 / ANE_VEC_BINARY_COUNT;
+        int two = rest % ANE_VEC_BINARY_COUNT, kind = rest / ANE_VEC_BINARY_COUNT;
+        size_t n = c % 7 ? 1 + (size_t)c * 37 % N : (size_t)(c % 5) * 128;
+        float s = c % 11 ? 0.75f : special[c % 5];
+        ane_dtype held = kind == ANE_STEP_16 || kind == ANE_STEP_R16  ? ANE_F16
+                         : kind == ANE_STEP_B || kind == ANE_STEP_RB ? ANE_BF16
+                                                                      : ANE_F32;
+        v->store(in, from, x, n);
+        v->store(other, held, row, n);
+        ane_vec_step steps[3] = {{ANE_STEP(one, ANE_STEP_S), s, NULL},
+                                 {ANE_STEP(two, kind), -1.25f, other},
+                                 {ANE_STEP_UNARY(ANE_VEC_RELU), 0, NULL}};
+        memset(got, 0x5a, sizeof got);
+        memset(want, 0x5a, sizeof want);
+        v->steps(got, to, c % 2, in, from, steps, 3, n);
+        v->load(a, in, from, n);
+        v->load(b, other, held, n);
+        v->scalar[one](a, a, s, n);
+        if (kind == ANE_STEP_S) v->scalar[two](a, a, -1.25f, n);
+        else if (kind == ANE_STEP_RS) v->rscalar[two](a, a, -1.25f, n);
+        else if (kind < ANE_STEP_RS) v->binary[two](a, a, b, n);
+        else v->binary[two](a, b, a, n);
+        v->unary[ANE_VEC_RELU](a, a, n);
+        v->store(want, to, a, n);
+        size_t size = ane_dtype_size(to);
+        for (size_t i = 0; i < sizeof got / size; i++) {
+            float g = 0, w = 0;
+            v->load(&g, got + i * size, to, 1);
+            v->load(&w, want + i * size, to, 1);
+            CHECK(!memcmp(got + i * size, want + i * size, size) || (g != g && w != w),
+                  "%s steps case %d at %zu of %zu: %a, rows %a", t->name, c, i, n, (double)g,
+                  (double)w);
+        }
+    }
+}
+
 static void vectors(const ane_kernels *t, const ane_kernels *ref) {
     enum { N = 5000 };
     static float x[N], y[N], z[N], b[N];
@@ -110,6 +163,7 @@ static void vectors(const ane_kernels *t, const ane_kernels *ref) {
         for (int i = 0; i < N - 3; i++)
             CHECK(ulps(y[i], z[i]) == 0, "%s binary %d at %d", t->name, op, i);
     }
+    chains(t);
     for (size_t n = 0; n < 300; n += 7) {
         float *v = x + 16;
         CHECK(t->vec->sum(v, n) == ref->vec->sum(v, n), "%s sum of %zu", t->name, n);

@@ -472,6 +472,104 @@ def test_binary(table: str, name: str) -> None:
             assert (y[n:] == 9).all()
 
 
+def larger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The maximum; NaN where either is; of two zeros the second, as the instruction gives."""
+    return np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), np.where(a > b, a, b))
+
+
+def smaller(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), np.where(a < b, a, b))
+
+
+STEP_UNARY = {"relu": lambda x: larger(np.float32(0), x),
+              "sqrt": np.sqrt, "rsqrt": lambda x: np.float32(1) / np.sqrt(x),
+              "recip": lambda x: np.float32(1) / x, "abs": np.abs, "neg": np.negative,
+              "square": np.square}
+STEP_BINARY = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
+               "max": larger, "min": smaller}
+
+
+def narrow(x: np.ndarray, dtype: str) -> np.ndarray:
+    return bf16(x) if dtype == "bfloat16" else x.astype(dtype)
+
+
+def widened(x: np.ndarray) -> np.ndarray:
+    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x.astype(np.float32)
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("seed", range(8))
+def test_steps_round_once_at_the_end(table: str, seed: int) -> None:
+    """Chains in registers are NumPy's float32 step by step, and one rounding: every function,
+    operand, dtype and length, in place, streamed, with guards; zeros and NaN as well."""
+    rng = np.random.default_rng(seed)
+    dtypes = ["float16", "float32", "bfloat16"]
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 6e-8, 65504, -1.5], np.float32)
+    seen = set()
+    for case in range(60):
+        n = int(rng.choice([0, 1, 3, 7, 8, 31, 63, 64, 65, 127, 128, 129, 300, 1000]))
+        source, target = rng.choice(dtypes, 2)
+
+        def row(dtype: str, n: int = n) -> np.ndarray:
+            x = rng.standard_normal(n).astype(np.float32)
+            x[rng.random(n) < 0.2] = rng.choice(special)
+            return narrow(x, dtype)
+        x = row(source)
+        want, steps = widened(x), []
+        with np.errstate(all="ignore"):
+            for _ in range(int(rng.choice([0, 1, 2, 3, 6, 13, 32]))):
+                if rng.random() < 0.3:
+                    name = str(rng.choice(list(STEP_UNARY)))
+                    steps.append((name, None, False))
+                    want = STEP_UNARY[name](want)
+                    seen.add(name)
+                    continue
+                name, left = str(rng.choice(list(STEP_BINARY))), bool(rng.random() < 0.4)
+                if rng.random() < 0.6:
+                    operand = float(rng.choice(special) if rng.random() < 0.3 else
+                                    np.float32(rng.standard_normal()))
+                    other = np.float32(operand)
+                    seen.add((name, left, "scalar"))
+                else:
+                    dtype = str(rng.choice(dtypes))
+                    operand, other = (r := row(dtype)), widened(r)
+                    seen.add((name, left, dtype))
+                steps.append((name, operand, left))
+                a, b = (other, want) if left else (want, other)
+                want = STEP_BINARY[name](a, b).astype(np.float32)
+            want = narrow(want, target)
+        size = want.itemsize
+        room = np.full(n * size + 192, GUARD, np.uint8)
+        at = int(-room.ctypes.data % 64 + 64 + rng.choice([0, size]))
+        y = room[at:at + n * size].view(want.dtype)
+        if case % 3 == 0 and x.dtype == y.dtype:
+            y[:] = x
+            x = y                       # in place
+        T.steps(table, y, x, steps, bool(case % 2))
+        got, want = widened(y), widened(want)
+        assert np.array_equal(got, want, equal_nan=True), (n, source, target, steps)
+        assert (np.signbit(got) == np.signbit(want))[~np.isnan(want)].all()
+        assert (room[:at] == GUARD).all() and (room[at + n * size:] == GUARD).all()
+    assert len(seen) > 40
+
+
+def test_steps_are_the_rows_bit_for_bit() -> None:
+    """What a chain gives does not depend on whether it ran in registers: signs of zeros too."""
+    x = np.array([0.0, -0.0, 1, -1, np.nan, np.inf, -np.inf, 0.5] * 9, np.float32)
+    for table in TABLES:
+        for name in STEP_BINARY:
+            for s in (0.0, -0.0, 1.0, -1.0, math.inf, math.nan):
+                for left in (False, True):
+                    for more in ([], [("add", 0.25, False)]):
+                        rows, regs = np.empty_like(x), np.empty_like(x)
+                        T.vec(table, "r" * left + name, rows, x, None, s)
+                        for n, v, _ in more:
+                            T.vec(table, n, rows, rows, None, v)
+                        T.steps(table, regs, x, [(name, s, left), *more])
+                        same = rows.view(np.uint32) == regs.view(np.uint32)
+                        assert (same | np.isnan(rows) & np.isnan(regs)).all(), (table, name, s, left)
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_reductions(table: str) -> None:
     rng = np.random.default_rng(8)

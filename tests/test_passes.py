@@ -17,7 +17,7 @@ SWITCHES = [
     {},
     {"ANETORCH_FUSION": "0"},
     {"ANETORCH_NO_VIEWS": "1"},
-    *({"ANETORCH_NO_FUSE": name} for name in ("attention", "product", "chain", "softmax", "reduce")),
+    *({"ANETORCH_NO_FUSE": name} for name in ("attention", "product", "chain", "steps", "softmax", "reduce")),
     {"ANETORCH_ISA": "scalar"},
     {"ANETORCH_NUM_THREADS": "3"},
 ]
@@ -77,6 +77,77 @@ def kernel_of(body: str, params: str, returns: str) -> anetorch.Kernel:
 
 def steps(kernel: anetorch.Kernel) -> list[str]:
     return [s["op"] for s in kernel.report()]
+
+
+
+CHAIN_OF_EVERYTHING = """
+    tensor<fp16, [3, 70, 50]> a0 = mul(x = x, y = fp16(1.5))[name = string("a0")];
+    tensor<fp16, [3, 70, 50]> a1 = add(x = a0, y = row)[name = string("a1")];
+    tensor<fp16, [3, 70, 50]> a2 = relu(x = a1)[name = string("a2")];
+    tensor<fp16, [3, 70, 50]> a3 = silu(x = a2)[name = string("a3")];
+    tensor<fp16, [3, 70, 50]> a4 = sub(x = x, y = a3)[name = string("a4")];
+    tensor<fp32, [3, 70, 50]> a5 = cast(x = a4, dtype = string("fp32"))[name = string("a5")];
+    tensor<fp32, [3, 70, 50]> a6 = mul(x = a5, y = wide)[name = string("a6")];
+    tensor<fp32, [3, 70, 50]> a7 = maximum(x = wide, y = a6)[name = string("a7")];
+    tensor<fp32, [3, 70, 50]> a8 = real_div(x = fp32(1), y = a7)[name = string("a8")];
+    tensor<fp32, [3, 70, 50]> a9 = mul(x = a8, y = a8)[name = string("a9")];
+    tensor<fp32, [3, 70, 50]> b0 = minimum(x = a9, y = fp32(3))[name = string("b0")];
+    tensor<fp32, [3, 70, 50]> b1 = sub(x = fp32(0.5), y = b0)[name = string("b1")];"""
+
+
+def chain_bits() -> dict[str, bytes]:
+    """Results of chains with several stores, broadcast rows, views, in-place and large ones."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((3, 70, 50)).astype(np.float16)
+    row = rng.standard_normal((1, 1, 50)).astype(np.float16)
+    wide = rng.standard_normal((3, 70, 50)).astype(np.float32)
+    out = {}
+    k = kernel_of(CHAIN_OF_EVERYTHING,
+                  "tensor<fp16, [3, 70, 50]> x, tensor<fp16, [1, 1, 50]> row, "
+                  "tensor<fp32, [3, 70, 50]> wide", "a2, a4, b1")
+    for name, array in k(x, row, wide).items():
+        out[name] = np.asarray(array).tobytes()
+    # A strided input, whose rows the run cannot read as they are.
+    t = anetorch.Tensor.from_numpy(np.ascontiguousarray(x.transpose(0, 2, 1))).permute(0, 2, 1)
+    for name, array in k(t, row, wide).items():
+        assert np.asarray(array).tobytes() == out[name]
+    # In place: the output is the input's memory.
+    n = 40_003
+    k = kernel_of(f"""tensor<fp16, [{n}]> a = mul(x = x, y = fp16(0.5))[name = string("a")];
+        tensor<fp16, [{n}]> b = add(x = a, y = x)[name = string("b")];
+        tensor<fp16, [{n}]> c = minimum(x = b, y = x)[name = string("c")];""",
+                  f"tensor<fp16, [{n}]> x", "c")
+    t = anetorch.Tensor.from_numpy(rng.standard_normal(n).astype(np.float16))
+    out["apart"] = np.asarray(k(t)).tobytes()
+    k.bind({"x": t}, {"c": t}).run()
+    out["in place"] = t.numpy().tobytes()
+    assert out["in place"] == out["apart"]
+    # Beyond the caches, where stores bypass them; the tail is no whole block.
+    n = (9 << 20) // 2 + 13
+    k = kernel_of(f"""tensor<fp16, [{n}]> a = mul(x = x, y = fp16(0.5))[name = string("a")];
+        tensor<fp16, [{n}]> b = add(x = a, y = fp16(-1))[name = string("b")];""",
+                  f"tensor<fp16, [{n}]> x", "b")
+    x = rng.standard_normal(n).astype(np.float16)
+    y = np.asarray(k(x))
+    assert (y == (x.astype(np.float32) * 0.5 - 1).astype(np.float16)).all()
+    out["large"] = y.tobytes()
+    return out
+
+
+def test_runs_in_registers_change_no_bit(root) -> None:
+    code = ("import hashlib, test_passes\n"
+            "for k, v in sorted(test_passes.chain_bits().items()):\n"
+            "    print(k, hashlib.sha256(v).hexdigest())")
+    texts = []
+    for off in ("", "steps", "chain"):
+        env = os.environ | {"ANETORCH_NO_FUSE": off,
+                            "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+        run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-2000:]
+        texts.append(run.stdout)
+    assert texts[0] == texts[1] and texts[0].count("\n") == 6
+    # Op by op, values round between: other bits, or the chain was none to begin with.
+    assert texts[2] != texts[0]
 
 
 BOOL = 'bool no = const()[name = string("no"), val = bool(false)];'

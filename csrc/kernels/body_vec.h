@@ -369,6 +369,8 @@ static void vec_store(void *y, ane_dtype dtype, const float *x, size_t n) {
     vec_convert(y, dtype, x, ANE_F32, n, false);
 }
 
+#include "body_steps.h"
+
 /* ---------------------------------------------------------------- the table */
 
 #define U(N, name) [ANE_VEC_##N] = r_##name,
@@ -383,6 +385,7 @@ static const ane_vec vec_table = {
     .binary = {ANE_VEC_BINARY_MAP(B)},
     .scalar = {ANE_VEC_BINARY_MAP(S)},
     .rscalar = {ANE_VEC_BINARY_MAP(T)},
+    .steps = vec_steps,
     .affine = vec_affine,
     .axpy = vec_axpy,
     .muladd = vec_muladd,

@@ -7,10 +7,6 @@
 
 /* Bytes of one task: long enough to pay for a wake-up, short enough to share evenly. */
 #define BLOCK_ELEMENTS 65536
-/* Above this many bytes read and written the result would not stay in a last-level cache
- * share anyway; streaming stores then save reading the destination first. */
-#define STREAM_BYTES (16u << 20)
-
 typedef struct job {
     const ane_kernels *table;
     char *dst;
@@ -32,7 +28,7 @@ void ane_convert_with(const ane_kernels *table, void *dst, ane_dtype to, const v
     if (!n) return;
     job j = {.table = table ? table : ane_kernels_get(), .dst = dst, .src = src, .to = to,
              .from = from, .n = n, .in = ane_dtype_size(from), .out = ane_dtype_size(to)};
-    j.stream = n >= STREAM_BYTES / (j.in + j.out);
+    j.stream = n >= ANE_STREAM_BYTES / (j.in + j.out);
     /* A conversion is finished even when the run it belongs to has been stopped. */
     ane_poll *poll = ane_poll_swap(NULL);
     ane_parallel_for((n - 1) / BLOCK_ELEMENTS + 1, block, &j);

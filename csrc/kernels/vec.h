@@ -44,6 +44,26 @@ typedef enum ane_vec_binary {
     ANE_VEC_BINARY_COUNT
 } ane_vec_binary;
 
+/* Functions of one operand that cost no more than reading and writing their row. */
+#define ANE_STEP_UNARY_MAP(X)                                                             \
+    X(RELU, relu) X(SQRT, sqrt) X(RSQRT, rsqrt) X(RECIP, recip) X(ABS, abs) X(NEG, neg)   \
+    X(SQUARE, square)
+
+/* What the other operand of a step is: the scalar s, or a row of fp32, fp16 or bf16; the one
+ * on the left is marked R. */
+enum { ANE_STEP_S, ANE_STEP_32, ANE_STEP_16, ANE_STEP_B,
+       ANE_STEP_RS, ANE_STEP_R32, ANE_STEP_R16, ANE_STEP_RB, ANE_STEP_KINDS };
+#define ANE_STEP_UNARY(op) (op)
+#define ANE_STEP(op, kind) (ANE_VEC_UNARY_COUNT + (op) * ANE_STEP_KINDS + (kind))
+
+#define ANE_STEPS_MAX 32                        /* of one call */
+
+typedef struct ane_vec_step {
+    int code;                                   /* ANE_STEP_UNARY or ANE_STEP */
+    float s;
+    const void *row;                            /* any alignment */
+} ane_vec_step;
+
 typedef void ane_vec1_fn(float *y, const float *x, size_t n);
 typedef void ane_vec2_fn(float *y, const float *a, const float *b, size_t n);
 typedef void ane_vecs_fn(float *y, const float *a, float s, size_t n);
@@ -58,6 +78,11 @@ typedef struct ane_vec {
     ane_vec2_fn *binary[ANE_VEC_BINARY_COUNT];  /* y = a op b */
     ane_vecs_fn *scalar[ANE_VEC_BINARY_COUNT];  /* y = a op s */
     ane_vecs_fn *rscalar[ANE_VEC_BINARY_COUNT]; /* y = s op a */
+    /* y = the steps, one after the other, of x; floats in, fp32 between, one rounding out:
+     * bit for bit what load, the rows below and store give. y may be exactly x or a row (of
+     * the same size of element). stream: the result is written past the caches. */
+    void (*steps)(void *y, ane_dtype to, bool stream, const void *x, ane_dtype from,
+                  const ane_vec_step *steps, size_t n_steps, size_t n);
     void (*affine)(float *y, const float *x, float scale, float shift, size_t n);
     void (*axpy)(float *y, float s, const float *x, size_t n);          /* y += s*x */
     void (*muladd)(float *y, const float *a, const float *b, size_t n); /* y += a*b */

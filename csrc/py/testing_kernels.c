@@ -277,6 +277,54 @@ static PyObject *py_vec(PyObject *self, PyObject *args) {
     return PyFloat_FromDouble((double)value);
 }
 
+/* steps(table, y, x, [(name, None | float | row, left), ...], stream=False): ane_vec.steps. */
+static PyObject *py_steps(PyObject *self, PyObject *args) {
+    const char *table;
+    PyObject *po, *px, *list;
+    int stream = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "sOOO!|p", &table, &po, &px, &PyList_Type, &list, &stream))
+        return NULL;
+    const ane_kernels *t = table_of(table);
+    if (!t) return NULL;
+    if (!t->vec) return PyErr_Format(PyExc_KeyError, "table '%s' has no vector primitives", table);
+    ane_dtype dx, dy, dr;
+    size_t n, ny, nr, count = (size_t)PyList_Size(list);
+    char *x = row_of(px, &dx, &n), *y = x ? row_of(po, &dy, &ny) : NULL;
+    ane_vec_step steps[ANE_STEPS_MAX];
+    if (!y) return NULL;
+    if (n != ny || count > ANE_STEPS_MAX) return PyErr_Format(PyExc_ValueError, "lengths or steps");
+    for (size_t k = 0; k < count; k++) {
+        const char *name;
+        PyObject *operand;
+        int left = 0;
+        steps[k] = (ane_vec_step){.code = -1};
+        if (!PyArg_ParseTuple(PyList_GetItem(list, (Py_ssize_t)k), "sO|p", &name, &operand, &left))
+            return NULL;
+        int kind = ANE_STEP_S;
+        if (PyArray_Check(operand)) {
+            if (!(steps[k].row = row_of(operand, &dr, &nr))) return NULL;
+            if (nr != n) return PyErr_Format(PyExc_ValueError, "row %zu has another length", k);
+            kind = dr == ANE_F32 ? ANE_STEP_32 : dr == ANE_F16 ? ANE_STEP_16 : ANE_STEP_B;
+        } else if (operand != Py_None) {
+            steps[k].s = (float)PyFloat_AsDouble(operand);
+            if (PyErr_Occurred()) return NULL;
+        }
+        if (left) kind += ANE_STEP_RS - ANE_STEP_S;
+#define X(N, f)                                                                           \
+        if (operand == Py_None && !strcmp(name, #f)) steps[k].code = ANE_STEP_UNARY(ANE_VEC_##N);
+        ANE_STEP_UNARY_MAP(X)
+#undef X
+#define X(N, f)                                                                           \
+        if (operand != Py_None && !strcmp(name, #f)) steps[k].code = ANE_STEP(ANE_VEC_##N, kind);
+        ANE_VEC_BINARY_MAP(X)
+#undef X
+        if (steps[k].code < 0) return PyErr_Format(PyExc_KeyError, "no step '%s'", name);
+    }
+    t->vec->steps(y, dy, stream, x, dx, steps, count, n);
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_vec_names(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     static const char *const unary[] = {
@@ -467,6 +515,8 @@ static PyMethodDef methods[] = {
     {"convert", py_convert, METH_VARARGS, PyDoc_STR("convert(table, dst, src)")},
     {"vec", py_vec, METH_VARARGS,
      PyDoc_STR("vec(table, name, y, x, b=None, s=0.0, t=0.0) -> float or None")},
+    {"steps", py_steps, METH_VARARGS,
+     PyDoc_STR("steps(table, y, x, [(name, operand, left), ...], stream=False) -> None")},
     {"vec_names", py_vec_names, METH_NOARGS, PyDoc_STR("vec_names() -> (unary, binary)")},
     {"attention", (PyCFunction)(void (*)(void))py_attention, METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("attention(table, q, k, v, out, scale, mask, lse, grads=(), causal=False, "

@@ -234,24 +234,23 @@ static bool assign_registers(ane_expr *e, int n_virtual, ane_arena *arena) {
     int *last = ane_arena_alloc(arena, (size_t)n_virtual * sizeof *last);
     int *phys = ane_arena_alloc(arena, (size_t)n_virtual * sizeof *phys);
     bool *busy = ane_arena_alloc(arena, (size_t)n_virtual * sizeof *busy);
+    int *in[ANE_OPERANDS];
     if (!last || !phys || !busy) return false;
     for (int i = 0; i < e->n_ins; i++) {
-        const int in[3] = {e->ins[i].a, e->ins[i].b, e->ins[i].c};
-        for (int k = 0; k < 3; k++)
-            if (in[k] >= 0) last[in[k]] = i;
+        for (int k = ane_ins_operands(&e->ins[i], in); k--;) last[*in[k]] = i;
         if (last[e->ins[i].dst] < i) last[e->ins[i].dst] = i;
     }
     for (int k = 0; k < e->n_stores; k++) last[e->store[k]] = e->n_ins;
     if (e->result >= 0) last[e->result] = e->n_ins;
     for (int i = 0; i < e->n_ins; i++) {
         ane_ins *s = &e->ins[i];
-        int virt = s->dst, *in[3] = {&s->a, &s->b, &s->c}, was[3];
-        for (int k = 0; k < 3; k++) was[k] = *in[k];
-        for (int k = 0; k < 3; k++)
-            if (was[k] >= 0) *in[k] = phys[was[k]];
+        int virt = s->dst, n = ane_ins_operands(s, in);
         /* The destination may be one of the operands that end here: exactly the same row. */
-        for (int k = 0; k < 3; k++)
-            if (was[k] >= 0 && last[was[k]] == i) busy[phys[was[k]]] = false;
+        for (int k = 0; k < n; k++) {
+            bool ends = last[*in[k]] == i;
+            *in[k] = phys[*in[k]];
+            if (ends) busy[*in[k]] = false;
+        }
         int p = 0;
         while (busy[p]) p++;
         busy[p] = last[virt] > i;
@@ -320,6 +319,8 @@ ane_status ane_expr_build(ane_planner *pl, const ane_graph *g, const ane_group *
         if (ane_value_escapes(g, v, grp)) e->store[k++] = b.reg[v->id] - 1;
     }
     for (int i = 0; i < e->n_ins; i++) e->flops += e->ins[i].fn != NULL;
+    if (!result && ane_fusion_on("steps") && !ane_expr_fuse_steps(e, b.n_virtual, arena))
+        goto nomem;
     if (!assign_registers(e, b.n_virtual, arena)) goto nomem;
     *out = e;
     goto done;
@@ -369,49 +370,77 @@ static void load_tile(float *y, const char *p, ane_dtype dtype, int64_t rs, int6
     }
 }
 
+/* How a view lies in a tile. */
+typedef struct lie {
+    int64_t rs, cs, unit;               /* bytes between rows, columns, elements */
+    bool dense;                         /* one row of rows * cols */
+} lie;
+
+static lie lie_of(const ane_tile *t, const ane_view *v) {
+    lie l = {.unit = (int64_t)ane_dtype_size(v->dtype)};
+    l.rs = t->row_dim < 0 ? 0 : v->strides[t->row_dim];
+    l.cs = t->col_dim < 0 ? l.unit : v->strides[t->col_dim];
+    l.dense = (l.cs == l.unit || t->cols == 1) &&
+              (t->rows == 1 || l.rs == (int64_t)t->cols * l.unit);
+    return l;
+}
+
 const float *ane_expr_run(const ane_tile *t) {
     const ane_expr *e = t->e;
     size_t n = t->rows * t->cols;
     const float *reg[128];
+    unsigned char type[128];            /* dtype that the register is kept in */
+    int stored = -1;
     ANE_ASSERT(e->n_regs <= 128);
     for (int k = 0; k < e->n_ins; k++) {
         const ane_ins *i = &e->ins[k];
         float *own = t->regs + (size_t)i->dst * t->cap;
+        if (i->run) {
+            int store = k + 1 == e->n_ins ? ane_run_store(i) : -1;
+            if (store >= 0 && lie_of(t, &e->views[store]).dense) {
+                ane_run_steps(i, t->at[store], e->views[store].dtype, t->stream, reg, type, n);
+                stored = store;
+                break;
+            }
+            ane_run_steps(i, own, ANE_F32, false, reg, type, n);
+            reg[i->dst] = own;
+            type[i->dst] = ANE_F32;
+            continue;
+        }
         if (i->fn) {
             i->fn(i, own, i->a < 0 ? NULL : reg[i->a], i->b < 0 ? NULL : reg[i->b],
                   i->c < 0 ? NULL : reg[i->c], n);
             reg[i->dst] = own;
+            type[i->dst] = ANE_F32;
             continue;
         }
         const ane_view *v = &e->views[i->load];
         const char *p = t->at[i->load];
-        int64_t unit = (int64_t)ane_dtype_size(v->dtype);
-        int64_t rs = t->row_dim < 0 ? 0 : v->strides[t->row_dim];
-        int64_t cs = t->col_dim < 0 ? unit : v->strides[t->col_dim];
-        bool dense = (cs == unit || t->cols == 1) &&
-                     (t->rows == 1 || rs == (int64_t)t->cols * unit);
-        if (dense && (v->dtype == ANE_F32 || v->dtype == ANE_I32) &&
-            !((uintptr_t)p & (sizeof(float) - 1))) {
+        lie l = lie_of(t, v);
+        bool whole = v->dtype == ANE_F32 || v->dtype == ANE_I32;
+        type[i->dst] = ANE_F32;
+        if (l.dense && ((whole && !((uintptr_t)p & (sizeof(float) - 1))) ||
+                        (i->lazy && ane_dtype_is_float(v->dtype)))) {
             reg[i->dst] = (const float *)(const void *)p;       /* no copy */
+            if (i->lazy) type[i->dst] = (unsigned char)v->dtype;
         } else {
-            if (dense) ane_row_load(own, p, v->dtype, unit, n);
-            else load_tile(own, p, v->dtype, rs, cs, t->rows, t->cols);
+            if (l.dense) ane_row_load(own, p, v->dtype, l.unit, n);
+            else load_tile(own, p, v->dtype, l.rs, l.cs, t->rows, t->cols);
             reg[i->dst] = own;
         }
     }
     for (int k = 0; k < e->n_stores; k++) {
+        if (k == stored) continue;
         const ane_view *v = &e->views[k];
         char *p = t->at[k];
         const float *x = reg[e->store[k]];
-        int64_t unit = (int64_t)ane_dtype_size(v->dtype);
-        int64_t rs = t->row_dim < 0 ? 0 : v->strides[t->row_dim];
-        int64_t cs = t->col_dim < 0 ? unit : v->strides[t->col_dim];
-        if ((cs == unit || t->cols == 1) && (t->rows == 1 || rs == (int64_t)t->cols * unit)) {
-            ane_row_store(p, v->dtype, unit, x, n);
+        lie l = lie_of(t, v);
+        if (l.dense) {
+            ane_row_store(p, v->dtype, l.unit, x, n);
             continue;
         }
-        for (size_t r = 0; r < t->rows; r++, p += rs, x += t->cols)
-            ane_row_store(p, v->dtype, cs, x, t->cols);
+        for (size_t r = 0; r < t->rows; r++, p += l.rs, x += t->cols)
+            ane_row_store(p, v->dtype, l.cs, x, t->cols);
     }
     return e->result < 0 ? NULL : reg[e->result];
 }

@@ -15,12 +15,15 @@
 #define ANE_TILE 1024                   /* elements of a register, at least */
 
 typedef struct ane_ins ane_ins;
+typedef struct ane_run ane_run;         /* of steps.c */
 typedef void ane_ins_fn(const ane_ins *i, float *y, const float *a, const float *b,
                         const float *c, size_t n);
 struct ane_ins {
     ane_ins_fn *fn;                     /* NULL: a load of view `load` */
+    ane_run *run;                       /* of ane__do_run, which has no a, b, c */
     int dst, a, b, c;                   /* registers, -1: none */
     int load;
+    bool lazy;                          /* only runs read it: need not be converted */
     int kind;
     float s, t;
     int32_t k;
@@ -60,6 +63,7 @@ typedef struct ane_tile {
     int row_dim, col_dim;               /* of the space; -1: none */
     float *regs;                        /* n_regs * cap */
     size_t cap;
+    bool stream;                        /* results are written past the caches */
 } ane_tile;
 
 /* Runs the code; returns register `result` (NULL when the expression is a chain, which has

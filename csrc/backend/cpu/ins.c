@@ -82,6 +82,7 @@ PUBLIC(do_v2) { UNUSED; i->v2(y, a, b, n); }
 PUBLIC(do_vs) { UNUSED; i->vs(y, a, i->s, n); }
 INS(do_affine) { UNUSED; ane_vec_get()->affine(y, a, i->s, i->t, n); }
 INS(do_libm) { UNUSED; for (size_t j = 0; j < n; j++) y[j] = i->libm(a[j]); }
+PUBLIC(do_run) { UNUSED; (void)y, (void)n; ANE_ASSERT(!"has operands of its own"); }
 PUBLIC(do_fill) { UNUSED; for (size_t j = 0; j < n; j++) y[j] = i->s; }
 PUBLIC(do_copy) { UNUSED; memcpy(y, a, n * sizeof *y); }
 PUBLIC(do_round) {                         /* a cast to a narrower float inside a chain */

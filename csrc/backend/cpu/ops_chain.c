@@ -1,15 +1,18 @@
 /* Element-wise chains: one pass over memory in tiles, split over the threads. */
-#include "expr.h"
+#include "../../kernels/convert.h"
+#include "ins.h"
 #include "ops.h"
 
 #include <string.h>
 
 #define TASK 16384                      /* elements of one task: a few tens of microseconds */
+#define STREAM_TASK 65536               /* with a fence at the end of each */
 
 typedef struct chain {
     ane_expr *e;
     size_t tile_rows, tile_cols;
     int64_t row_tiles, col_tiles, tiles, per_task, tasks;
+    bool stream;
 } chain;
 
 typedef struct chain_run {
@@ -22,14 +25,14 @@ static void run_task(void *arg, size_t task) {
     chain_run *run = arg;
     const chain *c = run->c;
     const ane_expr *e = c->e;
-    size_t cap = c->tile_rows * c->tile_cols;
+    size_t cap = c->tile_rows * c->tile_cols;           /* regs are untouched in a tile above */
     float *regs = ane_scratch_push(ane_expr_bytes(e, cap));
     if (!regs) {
         atomic_store(&run->nomem, true);
         return;
     }
     char *at[256];
-    ane_tile t = {.e = e, .at = at, .regs = regs, .cap = cap, .row_dim = e->rank - 2,
+    ane_tile t = {.e = e, .at = at, .regs = regs, .cap = cap, .stream = c->stream, .row_dim = e->rank - 2,
                   .col_dim = e->rank - 1};
     int64_t first = (int64_t)task * c->per_task, end = first + c->per_task;
     if (end > c->tiles) end = c->tiles;
@@ -69,6 +72,17 @@ static ane_status run_chain(ane_exec *ex, const ane_step *s, ane_error *err) {
     return ANE_OK;
 }
 
+/* One row that every view steps through element by element: no register is needed. */
+static bool all_dense(const ane_expr *e) {
+    bool dense = e->rank <= 1;
+    for (int k = 0; k < e->n_views; k++) {
+        const ane_view *v = &e->views[k];
+        dense &= ane_dtype_is_float(v->dtype) &&
+                 (!e->rank || v->strides[0] == (int64_t)ane_dtype_size(v->dtype));
+    }
+    return dense;
+}
+
 ane_status ane_plan_chain(ane_planner *pl, const ane_graph *g, const ane_group *grp) {
     ane_arena *arena = pl->plan->arena;
     ane_expr *e = NULL;
@@ -91,14 +105,19 @@ ane_status ane_plan_chain(ane_planner *pl, const ane_graph *g, const ane_group *
     c->e = e;
     int64_t cols = e->rank > 0 ? e->shape[e->rank - 1] : 1;
     int64_t rows = e->rank > 1 ? e->shape[e->rank - 2] : 1;
-    c->tile_cols = (size_t)(cols < ANE_TILE ? cols : ANE_TILE);
-    int64_t fit = ANE_TILE / (int64_t)c->tile_cols;
+    size_t bytes = 0;
+    for (int k = 0; k < e->n_views; k++) bytes += (size_t)count * ane_dtype_size(e->views[k].dtype);
+    c->stream = bytes >= ANE_STREAM_BYTES;
+    int64_t task = c->stream ? STREAM_TASK : TASK;
+    int64_t most = ane_expr_is_run(e) && all_dense(e) ? task : ANE_TILE;
+    c->tile_cols = (size_t)(cols < most ? cols : most);
+    int64_t fit = most / (int64_t)c->tile_cols;
     c->tile_rows = (size_t)(rows < fit ? rows : fit);
     c->col_tiles = (cols + (int64_t)c->tile_cols - 1) / (int64_t)c->tile_cols;
     c->row_tiles = (rows + (int64_t)c->tile_rows - 1) / (int64_t)c->tile_rows;
     c->tiles = c->col_tiles * c->row_tiles;
     for (int d = 0; d < e->rank - 2; d++) c->tiles *= e->shape[d];
-    c->per_task = TASK / (int64_t)(c->tile_rows * c->tile_cols);
+    c->per_task = task / (int64_t)(c->tile_rows * c->tile_cols);
     if (c->per_task < 1) c->per_task = 1;
     c->tasks = (c->tiles + c->per_task - 1) / c->per_task;
     return ANE_OK;
