@@ -285,7 +285,7 @@ static PyObject *py_steps(PyObject *self, PyObject *args) {
     (void)self;
     if (!PyArg_ParseTuple(args, "sOOO!|p", &table, &po, &px, &PyList_Type, &list, &stream))
         return NULL;
-    const ane_kernels *t = table_of(table);
+    const ane_kernels *t = ane_py_table_of(table);
     if (!t) return NULL;
     if (!t->vec) return PyErr_Format(PyExc_KeyError, "table '%s' has no vector primitives", table);
     ane_dtype dx, dy, dr;
