@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import textwrap
 from ctypes import POINTER, byref, c_bool, c_char_p, c_float, c_int, c_size_t, c_void_p
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import anetorch
+from standin_run import run, stand_in  # noqa: F401
 
 LIBRARY = next(Path(anetorch._core.__file__).parent.glob("libanetorch.*"))
 HEADERS = Path(__file__).resolve().parents[1] / "csrc" / "bridge"
@@ -335,3 +337,76 @@ def test_a_failed_eval_leaves_nothing_that_looks_new(lib):
         if np.isnan(expected[0]):
             assert "the last eval failed" in error(lib)
     lib.ane_bridge_free(k)
+
+
+# ---------------------------------------------------------------- on the engine's stand-in
+
+BRIDGE = """
+from ctypes import c_bool, c_char_p, c_int, c_size_t, c_void_p
+import anetorch
+
+b = ctypes.CDLL(anetorch.get_library())
+b.ane_bridge_compile.restype = c_void_p
+b.ane_bridge_compile.argtypes = [c_char_p, c_size_t, c_void_p, c_size_t, c_int, c_void_p, c_int, c_void_p]
+b.ane_bridge_eval.restype, b.ane_bridge_eval.argtypes = c_bool, [c_void_p]
+b.ane_bridge_free.argtypes = [c_void_p]
+for name in ("write_input", "read_output"):
+    getattr(b, "ane_bridge_" + name).argtypes = [c_void_p, c_int, c_void_p, c_size_t]
+b.ane_bridge_last_error.restype = c_char_p
+def error(): return b.ane_bridge_last_error().decode()
+def text(shape, factor=2.0):
+    return affine(shape, factor).text().encode()
+def bridge_compile(shape, factor=2.0, size=None):
+    size = (c_size_t * 2)(*[size or 2 * int(np.prod(shape))] * 2)
+    t = text(shape, factor)
+    return b.ane_bridge_compile(t, len(t), None, 0, 2, size, 1, size)
+assert b.ane_bridge_init() == 0
+"""
+
+
+def test_counts_real_compiles_only(run):
+    """A second handle of a program that is loaded costs the engine no compile."""
+    run(BRIDGE + textwrap.dedent("""
+        count = b.ane_bridge_get_compile_count
+        first = bridge_compile((1, 8, 2, 5))
+        assert first, error()
+        assert count() == 1
+        second = bridge_compile((1, 8, 2, 5))
+        assert second and count() == 1 and get("compiles") == 1
+        assert not bridge_compile((1, 8, 2, 5), size=4)
+        assert "needs 160 bytes, got 4" in error() and count() == 1 and get("compiles") == 1
+        other = bridge_compile((1, 8, 2, 5), 3.0)
+        assert other and count() == 2
+        b.ane_bridge_reset_compile_count()
+        assert count() == 0
+        for k in (first, second, other): b.ane_bridge_free(k)
+        b.ane_bridge_begin_realtime()
+        assert "not granted by the system" in error()
+        b.ane_bridge_end_realtime()
+        assert left() == NOTHING, left()
+    """))
+
+
+def test_packed_data_and_failures_on_the_engine(run):
+    """Rows that the engine pads: clients hand over packed data of the declared shape. Index 0 is
+    the text's first parameter, though the engine binds by name."""
+    run(BRIDGE + textwrap.dedent("""
+        shape = (1, 8, 2, 5)
+        k = bridge_compile(shape, size=4096)
+        z, a, y = data(*shape), data(*shape), np.empty(shape, np.float16)
+        b.ane_bridge_write_input(k, 0, z.ctypes.data, z.nbytes)
+        b.ane_bridge_write_input(k, 1, a.ctypes.data, a.nbytes)
+        def read():
+            b.ane_bridge_read_output(k, 0, y.ctypes.data, y.nbytes)
+            return y
+        assert b.ane_bridge_eval(k), error()
+        same(read(), cpu(affine(shape))(z, a))
+        knobs(fail_evaluate=1)
+        assert not b.ane_bridge_eval(k) and "[eval]" in error() and len(error()) > 20
+        assert np.isnan(read()).all() and "the last eval failed" in error()
+        knobs(fail_evaluate=0)
+        assert b.ane_bridge_eval(k), error()
+        same(read(), cpu(affine(shape))(z, a))
+        b.ane_bridge_free(k)
+        assert left() == NOTHING, left()
+    """))

@@ -65,7 +65,7 @@ ANE_BRIDGE_API void ane_bridge_write_weight_f32(ANEKernelHandle *kernel, int idx
 /* The whole of one kernel's output into another kernel's input (a copy). */
 ANE_BRIDGE_API void ane_bridge_copy_io(ANEKernelHandle *src, int src_out_idx,
                                        ANEKernelHandle *dst, int dst_in_idx);
-/* Process-wide hint; whether it was granted is in the error text. */
+/* Process-wide request; what the system answered is in the error text. */
 ANE_BRIDGE_API void ane_bridge_begin_realtime(void);
 ANE_BRIDGE_API void ane_bridge_end_realtime(void);
 ANE_BRIDGE_API void ane_bridge_free(ANEKernelHandle *kernel);

@@ -1,9 +1,10 @@
 /* The flat bridge over ane.h. */
 #include "ane_bridge.h"
+#include "error.h"
 
 #include "../ane.h"
 
-#include <math.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -24,16 +25,14 @@ static _Thread_local char last_error[1280];
 static atomic_int compiles;
 static atomic_bool ready;               /* init has succeeded */
 
-static void fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-
-static void fail(const char *fmt, ...) {
+void ane__fail(const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(last_error, sizeof last_error, fmt, ap);
     va_end(ap);
 }
 
-static void clear(void) { last_error[0] = 0; }
+void ane__no_error(void) { last_error[0] = 0; }
 
 const char *ane_bridge_last_error(void) { return last_error; }
 
@@ -45,10 +44,10 @@ static const char *device(void) {
 
 int ane_bridge_init(void) {
     ane_error err;
-    clear();
+    ane__no_error();
     if (atomic_load(&ready)) return 0;
     if (ane_isa_check(&err)) {
-        fail("[init] %s", err.message);
+        ane__fail("[init] %s", err.message);
         return -1;
     }
     atomic_store(&ready, true);
@@ -105,6 +104,93 @@ static ane_status open_blob(void *arg, const char *path, ane_surface **out, ane_
     return ANE_ERR_NOT_FOUND;
 }
 
+static bool check_value(const ane_program *p, const char *what, size_t i, uint32_t id,
+                        size_t given, ane_error *err) {
+    ane_value_info v;
+    size_t needed;
+    if (ane_graph_value(p, id, &v, err)) {
+        ane__fail("%s", err->message);
+        return false;
+    }
+    const ane_type *t = v.type->kind == ANE_T_STATE ? v.type->elem : v.type;
+    bool fixed = t->kind == ANE_T_TENSOR;
+    for (int d = 0; fixed && d < t->rank; d++) fixed = t->dims[d] >= 0;
+    if (!fixed) {
+        ane__fail("%s %zu ('%s') has no fixed size", what, i, v.name);
+        return false;
+    }
+    if (ane_shape_size(t->dtype, t->rank, t->dims, &needed, err)) {
+        ane__fail("%s %zu ('%s'): %s", what, i, v.name, err->message);
+        return false;
+    }
+    if (given < needed || !given) {
+        ane__fail("%s %zu ('%s') needs %zu bytes, got %zu", what, i, v.name, needed, given);
+        return false;
+    }
+    return true;
+}
+
+static size_t size_of(const port_sizes *s, size_t i) {
+    size_t first = (size_t)s->n_first;
+    return i < first ? s->first[i] : s->second[i - first];
+}
+
+/* Ids of a list, to be freed; NULL with an error. */
+static uint32_t *list_ids(const ane_program *p, ane_list which, uint32_t id, size_t *n) {
+    ane_error err;
+    uint32_t *ids = NULL;
+    if (ane_graph_list(p, which, id, NULL, 0, n, &err)) {
+        ane__fail("%s", err.message);
+        return NULL;
+    }
+    ids = malloc((*n + 1) * sizeof *ids);
+    if (!ids || ane_graph_list(p, which, id, ids, *n, n, &err)) {
+        ane__fail("%s", ids ? err.message : "out of memory");
+        free(ids);
+        return NULL;
+    }
+    return ids;
+}
+
+/* The function that is compiled: "main", or the only one; 0: none. */
+static uint32_t main_function(const ane_program *p, ane_function_info *info) {
+    ane_error err;
+    size_t n;
+    uint32_t chosen = 0, *ids = list_ids(p, ANE_LIST_FUNCTIONS, 0, &n);
+    for (size_t i = 0; ids && i < n && !chosen; i++)
+        if (!ane_graph_function(p, ids[i], info, &err) && (n == 1 || !strcmp(info->name, "main")))
+            chosen = ids[i];
+    free(ids);
+    return chosen;
+}
+
+/* Counts and sizes against the function that will be compiled, before a compile is spent. */
+static bool check_ports(const ane_program *p, const port_sizes *in, const port_sizes *out,
+                        ane_error *err) {
+    ane_function_info f = {0};
+    size_t n_in = 0, n_out = 0, given = (size_t)in->n_first + (size_t)in->n_second;
+    uint32_t id = main_function(p, &f);
+    if (!id) {
+        if (!last_error[0]) ane__fail("the program has several functions, none of them \"main\"");
+        return false;
+    }
+    uint32_t *ins = list_ids(p, ANE_LIST_FUNCTION_PARAMS, id, &n_in);
+    uint32_t *outs = ins ? list_ids(p, ANE_LIST_BLOCK_OUTPUTS, f.body, &n_out) : NULL;
+    bool ok = ins && outs;
+    if (ok && (n_in != given || n_out != (size_t)out->n_first)) {
+        ane__fail("the program has %zu inputs and %zu outputs, %zu and %d were given", n_in, n_out,
+             given, out->n_first);
+        ok = false;
+    }
+    for (size_t i = 0; ok && i < n_in; i++)
+        ok = check_value(p, "input", i, ins[i], size_of(in, i), err);
+    for (size_t i = 0; ok && i < n_out; i++)
+        ok = check_value(p, "output", i, outs[i], size_of(out, i), err);
+    free(ins);
+    free(outs);
+    return ok;
+}
+
 /* One surface per port, of the caller's size. Its data is packed row-major from the start,
  * whatever the device's own layout is: the request stages a copy where they differ. */
 static bool bind_ports(ANEKernelHandle *h, bool inputs, const port_sizes *sizes,
@@ -114,29 +200,27 @@ static bool bind_ports(ANEKernelHandle *h, bool inputs, const port_sizes *sizes,
     for (size_t i = 0; i < n; i++) {
         const ane_port *p = inputs ? ane_kernel_input(h->kernel, i)
                                    : ane_kernel_output(h->kernel, i);
-        const char *what = inputs ? "input" : "output";
-        size_t first = (size_t)sizes->n_first;
-        size_t given = i < first ? sizes->first[i] : sizes->second[i - first], needed;
-        for (int d = 0; d < p->rank; d++) {
-            if (p->dims[d] >= 0) continue;
-            fail("%s %zu ('%s') has no fixed size", what, i, p->name);
-            return false;
-        }
-        if (ane_shape_size(p->dtype, p->rank, p->dims, &needed, err)) {
-            fail("%s %zu ('%s'): %s", what, i, p->name, err->message);
-            return false;
-        }
-        if (given < needed || !given) {
-            fail("%s %zu ('%s') needs %zu bytes, got %zu", what, i, p->name, needed, given);
-            return false;
-        }
-        if (ane_surface_create(ane_memory_default(), given, NULL, &to[i], err) ||
+        if (ane_surface_create(ane_memory_default(), size_of(sizes, i), NULL, &to[i], err) ||
             ane_tensor_init(&views[i], to[i], 0, p->dtype, p->rank, p->dims, err)) {
-            fail("%s", err->message);
+            ane__fail("%s", err->message);
             return false;
         }
     }
     return true;
+}
+
+/* A real compile raises the count; on the engine, what its cache has is loaded without one.
+ * One at a time, so that each sees its own. */
+static ane_status compile_counted(const ane_program *program, const ane_compile_options *opts,
+                                  ane_kernel **out, ane_error *err) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&lock);
+    int before = ane_compile_count();
+    ane_status st = ane_kernel_compile(program, opts, out, err);
+    if (!st && (strcmp(opts->device, "ane") || ane_compile_count() > before))
+        atomic_fetch_add(&compiles, 1);
+    pthread_mutex_unlock(&lock);
+    return st;
 }
 
 static ANEKernelHandle *compile(const char *text, size_t n, const blobs *weights,
@@ -147,16 +231,16 @@ static ANEKernelHandle *compile(const char *text, size_t n, const blobs *weights
     ane_tensor *views = NULL;
     bool ok = false;
     if (!atomic_load(&ready)) {
-        fail("ane_bridge_init was not called, or it failed");
+        ane__fail("ane_bridge_init was not called, or it failed");
         return NULL;
     }
     if (!text || !n) {
-        fail("no program text");
+        ane__fail("no program text");
         return NULL;
     }
     if (in->n_first < 1 || in->n_second < 0 || out->n_first < 1 || !in->first ||
         (in->n_second && !in->second) || !out->first) {
-        fail("expected at least one input and one output with their sizes, got %d and %d "
+        ane__fail("expected at least one input and one output with their sizes, got %d and %d "
              "(and %d runtime weights)", in->n_first, out->n_first, in->n_second);
         return NULL;
     }
@@ -164,25 +248,20 @@ static ANEKernelHandle *compile(const char *text, size_t n, const blobs *weights
                                .open = open_blob, .open_arg = (void *)(uintptr_t)weights};
     ane_compile_options opts = {.size = sizeof opts, .device = device()};
     if (ane_program_parse(text, n, &parse, &program, &err)) {
-        fail("%s:%d:%d: %s", err.file, err.line, err.column, err.message);
+        ane__fail("%s:%d:%d: %s", err.file, err.line, err.column, err.message);
         goto done;
     }
+    if (!check_ports(program, in, out, &err)) goto done;
     h = calloc(1, sizeof *h);
     if (!h) {
-        fail("out of memory");
+        ane__fail("out of memory");
         goto done;
     }
-    if (ane_kernel_compile(program, &opts, &h->kernel, &err)) {
-        fail("%s", err.message);
+    if (compile_counted(program, &opts, &h->kernel, &err)) {
+        ane__fail("%s", err.message);
         goto done;
     }
     size_t n_in = ane_kernel_input_count(h->kernel), n_out = ane_kernel_output_count(h->kernel);
-    size_t given = (size_t)in->n_first + (size_t)in->n_second;
-    if (n_in != given || n_out != (size_t)out->n_first) {
-        fail("the program has %zu inputs and %zu outputs, %zu and %d were given", n_in, n_out,
-             given, out->n_first);
-        goto done;
-    }
     h->n_in = n_in;
     h->n_out = n_out;
     h->n_acts = (size_t)in->n_first;
@@ -190,16 +269,15 @@ static ANEKernelHandle *compile(const char *text, size_t n, const blobs *weights
     h->in = calloc(n_in, sizeof *h->in);
     h->out = calloc(n_out, sizeof *h->out);
     if (!views || !h->in || !h->out) {
-        fail("out of memory");
+        ane__fail("out of memory");
         goto done;
     }
     if (!bind_ports(h, true, in, views, &err) || !bind_ports(h, false, out, views + n_in, &err))
         goto done;
     if (ane_request_create(h->kernel, views, n_in, views + n_in, n_out, &h->request, &err)) {
-        fail("%s", err.message);
+        ane__fail("%s", err.message);
         goto done;
     }
-    atomic_fetch_add(&compiles, 1);
     ok = true;
 done:
     free(views);
@@ -214,7 +292,7 @@ ANEKernelHandle *ane_bridge_compile(const char *mil_text, size_t mil_len,
                                     int n_inputs, const size_t *input_sizes, int n_outputs,
                                     const size_t *output_sizes) {
     static const char *const name[] = {"@model_path/weights/weight.bin"};
-    clear();
+    ane__no_error();
     blobs b = {.names = name, .datas = &weight_data, .lens = &weight_len,
                .n = weight_data && weight_len};
     port_sizes in = {.first = input_sizes, .n_first = n_inputs};
@@ -236,24 +314,24 @@ ANEKernelHandle *ane_bridge_compile_multi_weights(
     const char *mil_text, size_t mil_len, const char **weight_names,
     const uint8_t **weight_datas, const size_t *weight_lens, int n_weights, int n_inputs,
     const size_t *input_sizes, int n_outputs, const size_t *output_sizes) {
-    clear();
+    ane__no_error();
     if (n_weights < 0 || (n_weights && (!weight_names || !weight_datas || !weight_lens))) {
-        fail("%d weights without names, data or lengths", n_weights);
+        ane__fail("%d weights without names, data or lengths", n_weights);
         return NULL;
     }
     for (int i = 0; i < n_weights; i++) {
         if (!name_ok(weight_names[i])) {
-            fail("weight %d: '%s' is not a path below the model's folder", i,
+            ane__fail("weight %d: '%s' is not a path below the model's folder", i,
                  weight_names[i] ? weight_names[i] : "NULL");
             return NULL;
         }
         if (!weight_datas[i]) {
-            fail("weight %d ('%s') has no data", i, weight_names[i]);
+            ane__fail("weight %d ('%s') has no data", i, weight_names[i]);
             return NULL;
         }
         for (int j = 0; j < i; j++) {
             if (strcmp(in_folder(weight_names[i]), in_folder(weight_names[j]))) continue;
-            fail("weights %d and %d are both named '%s'", j, i, weight_names[i]);
+            ane__fail("weights %d and %d are both named '%s'", j, i, weight_names[i]);
             return NULL;
         }
     }
@@ -267,7 +345,7 @@ ANEKernelHandle *ane_bridge_compile_multi_weights(
 ANEKernelHandle *ane_bridge_compile_dyn(const char *mil_text, size_t mil_len, int n_inputs,
                                         const size_t *input_sizes, int n_weights,
                                         const size_t *weight_sizes, size_t output_size) {
-    clear();
+    ane__no_error();
     blobs none = {0};
     port_sizes in = {.first = input_sizes, .n_first = n_inputs, .second = weight_sizes,
                      .n_second = n_weights};
@@ -293,12 +371,12 @@ void ane_bridge_free(ANEKernelHandle *h) {
 bool ane_bridge_eval(ANEKernelHandle *h) {
     ane_error err;
     if (!h) {
-        fail("[eval] NULL kernel");
+        ane__fail("[eval] NULL kernel");
         return false;
     }
     err.message[0] = 0;
     h->failed = ane_request_run(h->request, NULL, &err) != ANE_OK;
-    if (h->failed) fail("[eval] %s", err.message);
+    if (h->failed) ane__fail("[eval] %s", err.message);
     return !h->failed;
 }
 
@@ -306,11 +384,11 @@ bool ane_bridge_eval(ANEKernelHandle *h) {
 static ane_surface *surface(const char *call, ANEKernelHandle *h, ane_surface **all, size_t n,
                             int idx) {
     if (!h) {
-        fail("[%s] NULL kernel", call);
+        ane__fail("[%s] NULL kernel", call);
         return NULL;
     }
     if (idx < 0 || (size_t)idx >= n) {
-        fail("[%s] index %d is out of range, the kernel has %zu", call, idx, n);
+        ane__fail("[%s] index %d is out of range, the kernel has %zu", call, idx, n);
         return NULL;
     }
     return all[idx];
@@ -318,11 +396,11 @@ static ane_surface *surface(const char *call, ANEKernelHandle *h, ane_surface **
 
 static bool fits(const char *call, const ane_surface *s, const void *data, size_t bytes) {
     if (!data && bytes) {
-        fail("[%s] NULL data", call);
+        ane__fail("[%s] NULL data", call);
         return false;
     }
     if (bytes > ane_surface_bytes(s)) {
-        fail("[%s] %zu bytes, the surface has %zu", call, bytes, ane_surface_bytes(s));
+        ane__fail("[%s] %zu bytes, the surface has %zu", call, bytes, ane_surface_bytes(s));
         return false;
     }
     return true;
@@ -332,12 +410,12 @@ static void write_bytes(const char *call, ane_surface *s, const void *data, size
     ane_error err;
     if (!fits(call, s, data, bytes) || !bytes) return;
     if (ane_surface_lock(s, ANE_WRITE, &err)) {
-        fail("[%s] %s", call, err.message);
+        ane__fail("[%s] %s", call, err.message);
         return;
     }
     memcpy(ane_surface_base(s), data, bytes);
     ane_surface_validate(s, 0, bytes);
-    if (ane_surface_unlock(s, ANE_WRITE, &err)) fail("[%s] %s", call, err.message);
+    if (ane_surface_unlock(s, ANE_WRITE, &err)) ane__fail("[%s] %s", call, err.message);
 }
 
 void ane_bridge_write_input(ANEKernelHandle *h, int idx, const void *data, size_t bytes) {
@@ -352,21 +430,21 @@ void ane_bridge_read_output(ANEKernelHandle *h, int idx, void *data, size_t byte
     if (h->failed) {
         /* All ones is a NaN in fp16, bf16, fp32 and fp64: nothing old looks new. */
         memset(data, 0xff, bytes);
-        fail("[read_output] the last eval failed; output %d holds nothing", idx);
+        ane__fail("[read_output] the last eval failed; output %d holds nothing", idx);
         return;
     }
     if (ane_surface_lock(s, ANE_READ, &err)) {
         memset(data, 0xff, bytes);
-        fail("[read_output] %s", err.message);
+        ane__fail("[read_output] %s", err.message);
         return;
     }
     memcpy(data, ane_surface_base(s), bytes);
-    if (ane_surface_unlock(s, ANE_READ, &err)) fail("[read_output] %s", err.message);
+    if (ane_surface_unlock(s, ANE_READ, &err)) ane__fail("[read_output] %s", err.message);
 }
 
 static ane_surface *weight_surface(const char *call, ANEKernelHandle *h, int idx) {
     if (h && !h->dynamic) {
-        fail("[%s] this kernel has constant weights (compile_dyn makes runtime ones)", call);
+        ane__fail("[%s] this kernel has constant weights (compile_dyn makes runtime ones)", call);
         return NULL;
     }
     return surface(call, h, h ? h->in + h->n_acts : NULL, h ? h->n_in - h->n_acts : 0, idx);
@@ -385,23 +463,23 @@ void ane_bridge_write_weight_f32(ANEKernelHandle *h, int idx, const float *fp32_
     ane_surface *s = weight_surface(call, h, idx);
     if (!s) return;
     if (count > SIZE_MAX / 2) {
-        fail("[%s] %zu elements are too many", call, count);
+        ane__fail("[%s] %zu elements are too many", call, count);
         return;
     }
     const ane_port *port = ane_kernel_input(h->kernel, h->n_acts + (size_t)idx);
     if (port->dtype != ANE_F16) {
-        fail("[%s] weight %d ('%s') is %s, not fp16: write its bytes with write_weight", call,
+        ane__fail("[%s] weight %d ('%s') is %s, not fp16: write its bytes with write_weight", call,
              idx, port->name, ane_dtype_mil_name(port->dtype));
         return;
     }
     if (!fits(call, s, fp32_data, 2 * count) || !count) return;
     if (ane_surface_lock(s, ANE_WRITE, &err)) {
-        fail("[%s] %s", call, err.message);
+        ane__fail("[%s] %s", call, err.message);
         return;
     }
     ane_f32_to_f16(ane_surface_base(s), fp32_data, count);
     ane_surface_validate(s, 0, 2 * count);
-    if (ane_surface_unlock(s, ANE_WRITE, &err)) fail("[%s] %s", call, err.message);
+    if (ane_surface_unlock(s, ANE_WRITE, &err)) ane__fail("[%s] %s", call, err.message);
 }
 
 void ane_bridge_copy_io(ANEKernelHandle *src, int src_out_idx, ANEKernelHandle *dst,
@@ -418,147 +496,35 @@ void ane_bridge_copy_io(ANEKernelHandle *src, int src_out_idx, ANEKernelHandle *
     if (!fits(call, to, ane_surface_base(from), bytes)) return;
     if (src->failed) {
         ane_surface_invalidate(to, 0, bytes, "copied from the output of a failed eval");
-        fail("[%s] the last eval of the source failed; nothing was copied", call);
+        ane__fail("[%s] the last eval of the source failed; nothing was copied", call);
         return;
     }
     if (ane_surface_lock(from, ANE_READ, &err)) {
-        fail("[%s] %s", call, err.message);
+        ane__fail("[%s] %s", call, err.message);
         return;
     }
     if (ane_surface_lock(to, ANE_WRITE, &err)) {
-        fail("[%s] %s", call, err.message);
+        ane__fail("[%s] %s", call, err.message);
     } else {
         memcpy(ane_surface_base(to), ane_surface_base(from), bytes);
         ane_surface_validate(to, 0, bytes);
-        if (ane_surface_unlock(to, ANE_WRITE, &err)) fail("[%s] %s", call, err.message);
+        if (ane_surface_unlock(to, ANE_WRITE, &err)) ane__fail("[%s] %s", call, err.message);
     }
-    if (ane_surface_unlock(from, ANE_READ, &err)) fail("[%s] %s", call, err.message);
+    if (ane_surface_unlock(from, ANE_READ, &err)) ane__fail("[%s] %s", call, err.message);
 }
 
 void ane_bridge_begin_realtime(void) {
-    fail("[begin_realtime] not granted: the %s device has no real-time mode", device());
-}
-void ane_bridge_end_realtime(void) { clear(); }
-
-/* ---------------------------------------------------------------- weight blobs */
-
-static bool blob_size(const char *call, const void *src, int rows, int cols,
-                      const size_t *out_len, size_t unit,
-                      size_t *payload) {
-    if (!src || !out_len || rows < 1 || cols < 1) {
-        fail("[%s] expected data, a place for the length, rows and cols >= 1; got %d x %d",
-             call, rows, cols);
-        return false;
-    }
-    *payload = (size_t)rows * (size_t)cols * unit;      /* below 2^64: ints are 31 bits */
-    if (*payload > UINT32_MAX) {
-        fail("[%s] payload of %zu bytes; the format holds at most 4294967295", call, *payload);
-        return false;
-    }
-    return true;
+    ane_error err = {0};
+    bool granted = false;
+    if (ane_realtime_begin(&granted, &err))
+        ane__fail("[begin_realtime] not granted: %s", err.message);
+    else
+        ane__fail("[begin_realtime] %s by the system", granted ? "granted" : "not granted");
 }
 
-static void put_u32(uint8_t *p, uint32_t v) {
-    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> (8 * i));
+void ane_bridge_end_realtime(void) {
+    ane_error err = {0};
+    bool ended = false;
+    ane__no_error();
+    if (ane_realtime_end(&ended, &err)) ane__fail("[end_realtime] %s", err.message);
 }
-
-static uint8_t *fp16_blob(const char *call, const float *src, int rows, int cols,
-                          bool transposed, size_t *out_len) {
-    size_t payload;
-    clear();
-    if (!blob_size(call, src, rows, cols, out_len, 2, &payload)) return NULL;
-    uint8_t *blob = calloc(1, 128 + payload);
-    if (!blob) {
-        fail("[%s] out of memory", call);
-        return NULL;
-    }
-    blob[0] = 1;
-    blob[4] = 2;
-    put_u32(blob + 64, 0xDEADBEEF);
-    blob[68] = 1;
-    put_u32(blob + 72, (uint32_t)payload);
-    put_u32(blob + 80, 128);
-    uint16_t *out = (uint16_t *)(blob + 128);
-    size_t r = (size_t)rows, c = (size_t)cols;
-    if (!transposed) {
-        ane_f32_to_f16(out, src, r * c);
-    } else {
-        /* Tiles keep both sides in cache; each row of a tile is converted at once. */
-        for (size_t j0 = 0; j0 < c; j0 += 64)
-            for (size_t i0 = 0; i0 < r; i0 += 64)
-                for (size_t j = j0; j < c && j < j0 + 64; j++) {
-                    float column[64];
-                    size_t m = r - i0 < 64 ? r - i0 : 64;
-                    for (size_t i = 0; i < m; i++) column[i] = src[(i0 + i) * c + j];
-                    ane_f32_to_f16(out + j * r + i0, column, m);
-                }
-    }
-    *out_len = 128 + payload;
-    return blob;
-}
-
-uint8_t *ane_bridge_build_weight_blob(const float *src, int rows, int cols,
-                                      size_t *out_len) {
-    return fp16_blob("build_weight_blob", src, rows, cols, false, out_len);
-}
-
-uint8_t *ane_bridge_build_weight_blob_transposed(const float *src, int rows, int cols,
-                                                 size_t *out_len) {
-    return fp16_blob("build_weight_blob_transposed", src, rows, cols, true, out_len);
-}
-
-static uint8_t *int8_blob(const char *call, const void *src, int rows, int cols,
-                          size_t *out_len, size_t *payload) {
-    if (!blob_size(call, src, rows, cols, out_len, 1, payload)) return NULL;
-    uint8_t *blob = calloc(1, 64 + *payload);
-    if (!blob) {
-        fail("[%s] out of memory", call);
-        return NULL;
-    }
-    put_u32(blob, 0xDEADBEEF);
-    blob[4] = 1;
-    blob[10] = 8;
-    *out_len = 64 + *payload;
-    return blob;
-}
-
-uint8_t *ane_bridge_build_weight_blob_int8(const int8_t *src, int rows, int cols,
-                                           size_t *out_len) {
-    size_t n;
-    clear();
-    uint8_t *blob = int8_blob("build_weight_blob_int8", src, rows, cols, out_len, &n);
-    if (blob) memcpy(blob + 64, src, n);
-    return blob;
-}
-
-uint8_t *ane_bridge_build_weight_blob_quantized(const float *src, int rows, int cols,
-                                                float *out_scale, size_t *out_len) {
-    static const char call[] = "build_weight_blob_quantized";
-    size_t n;
-    clear();
-    if (!out_scale) {
-        fail("[%s] NULL place for the scale", call);
-        return NULL;
-    }
-    uint8_t *blob = int8_blob(call, src, rows, cols, out_len, &n);
-    if (!blob) return NULL;
-    float top = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (!isfinite(src[i])) {
-            fail("[%s] element %zu is not finite", call, i);
-            free(blob);
-            return NULL;
-        }
-        if (fabsf(src[i]) > top) top = fabsf(src[i]);
-    }
-    float scale = top / 127.0f;
-    if (scale == 0) scale = 1;
-    for (size_t i = 0; i < n; i++) {
-        float q = roundf(src[i] / scale);               /* halves away from zero */
-        blob[64 + i] = (uint8_t)(int8_t)(q < -128 ? -128 : q > 127 ? 127 : q);
-    }
-    *out_scale = scale;
-    return blob;
-}
-
-void ane_bridge_free_blob(void *ptr) { free(ptr); }
