@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import Report, arguments, measure
+from common import Report, arguments, measure, summary
 
 import anetorch
 from anetorch import Tensor, TensorPool
@@ -105,14 +108,20 @@ def copies(report: Micro, repeats: int) -> None:
                        of_numpy=a["minimum"] / b["minimum"])
 
 
+# Answers with how long it took to open, write and close the tensor that it was told of; with
+# 0 to an "echo".
 CHILD = """
-import sys
+import os, struct, time
 from anetorch import Tensor
-for line in sys.stdin:
-    t = Tensor.lookup(line.strip())
-    t[0] = 1
-    t.close()
-    print("ok", flush=True)
+while message := os.read(0, 4096):
+    start = stop = 0
+    if message != b"echo":
+        start = time.perf_counter()
+        t = Tensor.lookup(message.decode())
+        t[0] = 1
+        t.close()
+        stop = time.perf_counter()
+    os.write(1, struct.pack("d", stop - start))
 """
 
 
@@ -127,17 +136,32 @@ def sharing(report: Micro, repeats: int) -> None:
     report.add("id + lookup + close, same process 256B",
                batch(lambda: Tensor.lookup(small.id).close(), 200, repeats=repeats))
     child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, text=True)
-    ident = t.id
+                             stdout=subprocess.PIPE, bufsize=0)
+    there, back = child.stdin.fileno(), child.stdout.fileno()
 
-    def once() -> None:
-        child.stdin.write(ident + "\n")
-        child.stdin.flush()
-        assert child.stdout.readline() == "ok\n"
+    def ask(message: bytes) -> float:
+        os.write(there, message)
+        return struct.unpack("d", os.read(back, 8))[0]
 
-    once()
-    report.add("other process: send id, lookup, write, close, answer",
-               batch(once, 100, repeats=repeats))
+    ask(t.id.encode())
+    assert t[0, 0].item() == 1
+    # In turn: the pipe alone there and back, and with the sharing. What it takes in both
+    # processes is the id here and what the other process measured.
+    whole, echo, share = [], [], []
+    for _ in range(100 * repeats):
+        start = time.perf_counter()
+        ask(b"echo")
+        turn = time.perf_counter()
+        ident = t.id
+        made = time.perf_counter()
+        spent = ask(ident.encode())
+        end = time.perf_counter()
+        echo.append(turn - start)
+        share.append(made - turn + spent)
+        whole.append(end - turn)
+    report.add("share with another process: id, lookup, write, close", summary(share))
+    report.add("  the same with a pipe there and back", summary(whole))
+    report.add("  that pipe alone", summary(echo))
     child.stdin.close()
     child.wait()
 

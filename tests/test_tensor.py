@@ -213,6 +213,21 @@ def test_identity_semantics():
     assert ref() is None
 
 
+def test_length_hash_and_what_a_tensor_is_not():
+    t = Tensor((2, 3))
+    assert len(t) == 2 and len(t[0]) == 3 and len(Tensor((0, 3))) == 0
+    with pytest.raises(TypeError, match="rank 0 has no length"):
+        len(Tensor(()))
+    assert hash(t) == hash(t) and t != t[...] and {t: 1}[t] == 1 and t != 3 and t is not None
+    for use in (lambda: iter(t), lambda: 0.0 in t, lambda: t + 1, lambda: t < t):
+        with pytest.raises(TypeError):      # memory, not arithmetic: nothing is silently false
+            use()
+    with pytest.raises(AttributeError):
+        t.spelled_wrong = 1
+    with pytest.raises(ValueError, match="'external' is unknown; .* Tensor.wrap"):
+        Tensor((2,), mem="external")
+
+
 def test_copy_from_is_strict_and_copy_is_not():
     t = Tensor((2, 3), "float16")
     with pytest.raises(TypeError, match="float16, the source float64"):

@@ -208,11 +208,74 @@ def test_torch_releases_from_another_thread():
 
 
 @pytest.mark.oracle
-def test_jax_both_ways():
+@pytest.mark.parametrize("name", ["float16", "float32", "bfloat16", "int8", "uint8", "int16",
+                                  "uint16", "int32", "uint32", "bool"])
+def test_jax_both_ways(name):
     jax = pytest.importorskip("jax", reason="JAX interchange")
-    t = iota(2, 3)
-    assert jax.dlpack.from_dlpack(t).shape == (2, 3)
-    assert Tensor.from_dlpack(jax.numpy.arange(3)).tolist() == [0, 1, 2]
+    t = Tensor((2, 3), name)
+    for i in range(6):
+        t.reshape(6)[i] = i % 2 if name == "bool" else i
+    x = jax.dlpack.from_dlpack(t)
+    assert (x.shape, x.dtype.name) == ((2, 3), name)
+    assert np.asarray(x).tolist() == t.tolist()
+    # Surfaces are aligned as JAX wants it: no copy. JAX's arrays never change, ours may.
+    address = t.view(0, (t.nbytes,), "uint8").numpy().ctypes.data
+    assert x.unsafe_buffer_pointer() == address and t.exports >= 1
+    with pytest.raises(BufferError):
+        t.close()
+    t[1, 2] = 0
+    assert np.asarray(x)[1, 2] == 0
+    del x
+    assert t.exports == 0
+    # And back: a view of JAX's memory, which nobody may write.
+    y = jax.numpy.arange(6).reshape(2, 3).astype(name)
+    u = Tensor.from_dlpack(y)
+    assert (u.shape, u.dtype, u.memory, u.readonly) == ((2, 3), name, "external", True)
+    assert u.tolist() == np.asarray(y).tolist()
+    assert u.view(0, (u.nbytes,), "uint8").numpy().ctypes.data == y.unsafe_buffer_pointer()
+    want = u.tolist()
+    del y
+    assert u.tolist() == want
+    with pytest.raises(ValueError, match="read-only"):
+        u.fill_(1)
+
+
+@pytest.mark.oracle
+def test_jax_takes_what_is_read_only_as_a_copy_or_not_at_all():
+    jax = pytest.importorskip("jax", reason="JAX interchange")
+    x = np.arange(3, dtype=np.float32)
+    x.flags.writeable = False
+    t = Tensor.from_dlpack(x)
+    try:
+        y = jax.dlpack.from_dlpack(t)
+    except BufferError:                 # it asked without versions, and was told
+        y = jax.numpy.asarray(t.numpy())
+    assert np.asarray(y).tolist() == [0, 1, 2]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["float16", "float32", "bfloat16", "int8", "uint8", "int16",
+                                  "uint16", "int32", "uint32", "int64", "uint64"])
+def test_mlx_both_ways(name):
+    mx = pytest.importorskip("mlx.core", reason="MLX interchange")
+    t = Tensor((2, 3), name)
+    for i in range(6):
+        t.reshape(6)[i] = i
+    x = mx.from_dlpack(t) if name == "bfloat16" else mx.array(t)
+    assert (x.shape, str(x.dtype)) == ((2, 3), f"mlx.core.{name}")
+    assert x.tolist() == t.tolist()
+    del x
+    assert t.exports == 0               # MLX copied, or let go
+    y = mx.arange(6).reshape(2, 3).astype(getattr(mx, name))
+    u = Tensor.from_dlpack(y)
+    assert (u.shape, u.dtype, u.memory) == ((2, 3), name, "external")
+    assert u.tolist() == [[0, 1, 2], [3, 4, 5]]
+    v = Tensor.from_dlpack(mx.transpose(y))
+    assert v.tolist() == [[0, 3], [1, 4], [2, 5]]
+    del y
+    assert u.tolist() == [[0, 1, 2], [3, 4, 5]]
+    if name != "bfloat16":              # the buffer protocol has no code for it
+        assert Tensor.wrap(mx.arange(3).astype(getattr(mx, name))).tolist() == [0, 1, 2]
 
 
 # ---------------------------------------------------------------- the rest

@@ -9,6 +9,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import weakref
 from pathlib import Path
 
@@ -304,18 +305,69 @@ def test_writer_and_chdir(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["sub", "x"] and os.listdir(tmp_path / "sub") == []
 
 
-def test_reading_needs_no_write_access(tmp_path):
-    save_file({"a": np.ones(1, "f4")}, tmp_path / "x")
-    (tmp_path / "x").chmod(0o444)
-    tmp_path.chmod(0o555)
-    try:
-        with WeightFile.open(tmp_path / "x") as w:
-            assert np.asarray(w["a"])[0] == 1
-        if os.geteuid():
-            with pytest.raises(PermissionError, match="cannot create"):
-                save_file({"a": np.ones(1, "f4")}, tmp_path / "y")
-    finally:
-        tmp_path.chmod(0o755)
+READ_ONLY = r"""
+import os, sys
+folder = sys.argv[1]
+import numpy as np
+from anetorch.weights import WeightBuffer, WeightFile, save_file
+if not os.geteuid():                    # root may write anywhere: be nobody
+    os.setgid(65534)
+    os.setuid(65534)
+path = os.path.join(folder, "x")
+assert not os.access(folder, os.W_OK) and not os.access(path, os.W_OK)
+with WeightFile.open(path) as w:
+    assert np.asarray(w["a"])[0] == 1 and np.asarray(WeightBuffer.wrap(w).tensor("a"))[0] == 1
+try:
+    save_file({"a": np.ones(1, "f4")}, os.path.join(folder, "y"))
+except PermissionError as e:
+    assert "cannot create" in str(e) and folder in str(e), e
+    print("refused")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_reading_needs_no_write_access():
+    with tempfile.TemporaryDirectory() as folder:
+        save_file({"a": np.ones(1, "f4")}, Path(folder) / "x")
+        (Path(folder) / "x").chmod(0o444)
+        Path(folder).chmod(0o555)
+        try:
+            run = subprocess.run([sys.executable, "-c", READ_ONLY, folder], env=_env(),
+                                 capture_output=True, text=True)
+        finally:
+            Path(folder).chmod(0o755)
+        assert run.stdout == "refused\n", run.stderr
+        assert os.listdir(folder) == ["x"]
+
+
+STREAM = r"""
+import resource, sys
+import numpy as np
+from anetorch.weights import WeightFile, WeightWriter, save_file
+path, mib = sys.argv[1], int(sys.argv[2])
+piece = np.ones((1 << 20) // 4, "f4")
+strided = np.ones((2048, 2048), "f4").T     # 16 MiB, made contiguous in parts
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with WeightWriter(path, {"big": ("float32", (mib, piece.size)),
+                         "turned": ("float32", strided.shape)}) as out:
+    for i in range(mib):
+        piece[0] = i
+        out.write("big", piece)
+    out.write("turned", strided)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+with WeightFile.open(path) as w:
+    assert np.asarray(w["big"])[:, 0].tolist() == list(range(mib))
+print(grown)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss in kilobytes")
+def test_writing_needs_no_memory_for_the_file(tmp_path):
+    run = subprocess.run([sys.executable, "-c", STREAM, str(tmp_path / "x"), "400"], env=_env(),
+                         capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    # One piece of a strided array, and what the allocator keeps of it; the file is 416 MiB.
+    assert float(run.stdout) <= 2 * weights.PIECE / (1 << 20) + 8
 
 
 def test_killed_writer_leaves_the_old_file(tmp_path):

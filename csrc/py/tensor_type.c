@@ -55,7 +55,8 @@ int ane_py_memory(PyObject *obj, ane_memory *out) {
             return 0;
         }
     PyErr_Format(PyExc_ValueError,
-                 "mem=%R is unknown; use 'shm', 'heap', 'iosurface' or 'dma'", obj);
+                 "mem=%R is unknown; use 'shm', 'heap', 'iosurface' or 'dma' (external memory "
+                 "comes from Tensor.wrap and from_dlpack)", obj);
     return -1;
 }
 
