@@ -43,6 +43,7 @@ from anetorch.runtime import (
     compare,
     compile,
     devices,
+    get_num_threads,
     num_threads,
     set_num_threads,
 )

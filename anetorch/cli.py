@@ -201,6 +201,9 @@ def _add_tools(commands: argparse._SubParsersAction[_Parser]) -> None:
     model(b, "file")
     b.add_argument("--repeat", type=_POSITIVE, metavar="N", help="runs (default: one second)")
     b.add_argument("--json", action="store_true", help="one JSON object a line")
+    b.add_argument("--trace", metavar="OUT.json",
+                   help="one run, step by step and thread by thread, for chrome://tracing or "
+                        "Perfetto")
     b.set_defaults(run=_bench)
 
     d = commands.add_parser("compare", help="where two models begin to differ",
@@ -286,7 +289,7 @@ def _bench(args: argparse.Namespace) -> int:
     from anetorch.tools import bench
 
     bench(args.file, _say, inputs=args.input, function=args.function, device=args.device,
-          repeat=args.repeat, as_json=args.json)
+          repeat=args.repeat, as_json=args.json, trace=args.trace)
     return 0
 
 

@@ -6,6 +6,7 @@ the user gave becomes an :class:`anetorch.env.InputError` of one line.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import statistics
@@ -24,6 +25,7 @@ from anetorch.env import InputError
 from anetorch.lint import fix as fix_program
 from anetorch.lint import lint as find
 from anetorch.lint import report
+from anetorch.report import trace_events
 from anetorch.runtime import compare as compare_kernels
 
 __all__ = ["bench", "compare", "lint", "run", "show"]
@@ -153,14 +155,19 @@ def run(path: str, inputs: Sequence[str], say: Say, *, function: str | None = No
         else:
             say(f"{name}: {a.dtype}{list(a.shape)}, {a.min():.6g} to {a.max():.6g}")
     if output is not None:
-        # Beside the target first: a failed write leaves what was there.
-        work = f"{output}.{os.getpid()}.tmp"
-        try:
-            with open(work, "wb") as f:
-                np.savez(f, **arrays)       # type: ignore[arg-type]
-            os.replace(work, output)
-        finally:
-            Path(work).unlink(missing_ok=True)
+        data = io.BytesIO()
+        np.savez(data, **arrays)            # type: ignore[arg-type]
+        _replace(output, data.getbuffer())
+
+
+def _replace(path: str, data: bytes | memoryview) -> None:
+    """Writes a file beside the target first: a failed write leaves what was there."""
+    work = f"{path}.{os.getpid()}.tmp"
+    try:
+        Path(work).write_bytes(data)
+        os.replace(work, path)
+    finally:
+        Path(work).unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------ show
@@ -233,8 +240,11 @@ def lint(paths: Sequence[str], say: Say, *, target: str | None = None, route: st
 
 
 def bench(path: str, say: Say, *, inputs: Sequence[str] = (), function: str | None = None,
-          device: str | None = None, repeat: int | None = None, as_json: bool = False) -> None:
-    """Median time of a run of the bound request. Without inputs they are made up.
+          device: str | None = None, repeat: int | None = None, as_json: bool = False,
+          trace: str | None = None) -> None:
+    """Median time of a run of the bound request. Without inputs they are made up. ``trace``
+    takes one warm run as a trace for chrome://tracing or Perfetto: its steps, and what every
+    thread did in each.
 
     >>> bench("m.mlpackage", print)                                     # doctest: +SKIP
     main on cpu: median 1.204 ms (min 1.190, max 1.412, 100 runs), 85.1 GFLOP/s, 12.3 GB/s
@@ -256,6 +266,10 @@ def bench(path: str, say: Say, *, inputs: Sequence[str] = (), function: str | No
             start = time.perf_counter()
             request.run()
             seconds.append(time.perf_counter() - start)
+        if trace is not None:
+            steps = request.profile()
+            title = f"{path}: {model.function} on {device or 'cpu'}, {_core.num_threads()} threads"
+            _replace(trace, json.dumps(trace_events(steps, request.threads(), title)).encode())
     median = statistics.median(seconds)
     flops, moved = (sum(s[k] for s in steps) for k in ("flops", "bytes"))
     if as_json:

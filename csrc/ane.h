@@ -685,6 +685,10 @@ typedef struct ane_compile_options {
     bool prepack;
     const char *lowering;               /* device "ane": "inputs", "packed"; NULL: inputs, and
                                            packed where the compiler refuses those */
+    size_t memory_limit;                /* bytes that one run may need in all (the total of
+                                           ane_memory_info); binding fails with NOMEM beyond
+                                           it, before anything of that size is allocated.
+                                           0: ANETORCH_MEMORY_LIMIT, or none. CPU only */
 } ane_compile_options;
 
 typedef struct ane_port {
@@ -746,21 +750,58 @@ typedef struct ane_step_info {
     const char *op;                     /* "matmul+add+relu" */
     const char *name;                   /* the value it makes */
     const char *kernel;                 /* "f32_12x32__avx512", "reference", ... */
+    const char *isa;                    /* table it is from; "": plain C */
+    const char *const *values;          /* what its ops make, in program order: the fused ones
+                                           too, which exist in no memory */
+    size_t n_values;
     double flops, bytes;                /* estimated work; operand bytes read + written */
-    double seconds;                     /* of the last profiled run; 0: none */
+    double begin, seconds;              /* in the last profiled run; 0, 0: none */
 } ane_step_info;
 
+/* One thread's part of a step, in the last profiled run. */
+typedef struct ane_thread_info {
+    int thread;                         /* 0: the one that called */
+    size_t step;
+    double begin, seconds;              /* from the run's begin */
+} ane_thread_info;
+
 typedef struct ane_memory_info {
-    size_t inputs, outputs, constants, packed;
+    size_t inputs, outputs, constants;
+    size_t packed;                      /* constants once more, as products want them */
     size_t scratch;                     /* the block that a run borrows */
+    size_t reference;                   /* doubles of the largest step that is evaluated
+                                           plainly, as far as its shapes are known */
+    size_t total;                       /* of the above */
     size_t values;                      /* what scratch would be without reuse */
 } ane_memory_info;
+
+typedef struct ane_buffer_info {
+    const char *name;                   /* a value, or "" for a temporary copy; lives for the
+                                           call */
+    const char *kind;                   /* "input", "output", "constant", "packed", "scratch" */
+    size_t bytes, offset;               /* offset: in the scratch block */
+    size_t first, last;                 /* steps between which a scratch buffer is in use */
+} ane_buffer_info;
+
+/* What a run on such inputs needs, with or without a limit. Only dtypes, shapes and strides of
+ * the inputs are looked at: their surfaces may be NULL. Outputs are row-major and separate.
+ * `each` (may be NULL) gets every buffer. */
+ANE_API ane_status ane_kernel_memory(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
+                                     ane_memory_info *info,
+                                     void (*each)(void *arg, const ane_buffer_info *buffer),
+                                     void *arg, ane_error *err);
+/* NOMEM when such a run would pass the kernel's limit, with what takes how much; for callers
+ * that make the outputs themselves, before they do. */
+ANE_API ane_status ane_kernel_check_memory(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
+                                           ane_error *err);
 
 /* A run that times every step. */
 ANE_API ane_status ane_request_profile(ane_request *r, const ane_run_options *opts,
                                        ane_error *err);
 ANE_API size_t ane_request_step_count(const ane_request *r);
 ANE_API void ane_request_step(ane_request *r, size_t i, ane_step_info *info);
+ANE_API size_t ane_request_thread_count(ane_request *r);
+ANE_API void ane_request_thread(ane_request *r, size_t i, ane_thread_info *info);
 ANE_API void ane_request_memory(ane_request *r, ane_memory_info *info);
 
 ANE_API ane_status ane_pipeline_create(ane_request *const *requests, size_t n,
@@ -815,6 +856,14 @@ ANE_API const char *ane_isa_name(size_t i, const char **state);
 ANE_API ane_status ane_isa_check(ane_error *err);
 /* What of another library runs large products ("accelerate_sgemm"), or NULL: our kernels. */
 ANE_API const char *ane_blas_kernel(void);
+
+/* What fractions of peak are measured against, on all threads for about `seconds`: fused
+ * multiply-adds in the registers of a table (NULL or "": the chosen one), in FLOP/s; and a copy
+ * that reads and writes `bytes` altogether, in bytes/s. */
+ANE_API ane_status ane_measure_flops(const char *isa, double seconds, double *rate,
+                                     ane_error *err);
+ANE_API ane_status ane_measure_copy(size_t bytes, double seconds, double *rate,
+                                    ane_error *err);
 
 /* ------------------------------------------------------------------ conversion, layers */
 

@@ -2,11 +2,16 @@
  * Checking operands, aliases and validity is here; a backend sees only what is right. */
 #include "program.h"
 
+#include "base/env.h"
 #include "base/sync.h"
 #include "ir/target.h"
+#include "surface/tensor.h"
 
+#include <ctype.h>
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---------------------------------------------------------------- kernels */
@@ -21,6 +26,7 @@ struct ane_kernel {
     ane_port *in, *out;
     bool open_shapes;                   /* some output dim needs ane_kernel_infer */
     bool engine;                        /* the engine's arithmetic, its own or imitated */
+    bool limited;                       /* there is a memory limit */
 };
 
 static ane_status pick_function(const ane_program *p, const char *name,
@@ -96,6 +102,27 @@ static ane_status lowering_of(const ane_compile_options *opts, ane_lowering *out
                     "\"inputs\" or \"packed\"", name);
 }
 
+/* "512M", "2g", "1000000"; empty: 0. */
+static ane_status env_limit(size_t *out, ane_error *err) {
+    const char *text = ane_env(ANE_ENV_MEMORY_LIMIT);
+    *out = 0;
+    if (!*text) return ANE_OK;
+    char *end = NULL;
+    errno = 0;
+    unsigned long long n = strtoull(text, &end, 10);
+    const char *units = "KMGT", *unit = *end ? strchr(units, toupper((unsigned char)*end)) : NULL;
+    size_t bytes = (size_t)n;
+    for (const char *u = units; unit && u <= unit; u++)
+        if (!ane_mul_size(bytes, 1024, &bytes)) errno = ERANGE;
+    if (unit) end++;
+    if (errno || *end || !n || !isdigit((unsigned char)*text))
+        return ane_fail(err, ANE_ERR_INVALID,
+                        "[compile] ANETORCH_MEMORY_LIMIT: expected bytes such as 512M or 2G, "
+                        "got '%.40s'", text);
+    *out = bytes;
+    return ANE_OK;
+}
+
 ane_status ane_kernel_compile(const ane_program *p, const ane_compile_options *opts,
                               ane_kernel **out, ane_error *err) {
     static const ane_compile_options defaults = {.size = sizeof defaults};
@@ -121,6 +148,8 @@ ane_status ane_kernel_compile(const ane_program *p, const ane_compile_options *o
     if (!st && !strcmp(numerics, "ane"))
         st = ane_target_parse(opts->target, &bo.target, "compile", err);
     if (!st) st = lowering_of(opts, &bo.lowering, err);
+    bo.memory_limit = opts->memory_limit;
+    if (!st && !bo.memory_limit) st = env_limit(&bo.memory_limit, err);
     if (!st) st = ane_backend_find(opts->device, &backend, err);
     if (!st) st = pick_function(p, opts->function, &f, err);
     if (st) return st;
@@ -130,6 +159,7 @@ ane_status ane_kernel_compile(const ane_program *p, const ane_compile_options *o
     atomic_init(&k->refs, 1);
     k->backend = backend;
     k->engine = bo.target || backend != &ane_backend_cpu;
+    k->limited = bo.memory_limit != 0;
     st = ane_function_specialize(f, NULL, &k->program, err);
     if (st) goto done;
     k->fn = k->program->functions;
@@ -237,6 +267,60 @@ ane_status ane_kernel_infer(ane_kernel *k, const ane_tensor *inputs, size_t n_in
     return k->backend->infer(k->exe, inputs, outputs, err);
 }
 
+static ane_status plan_memory(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
+                              bool limited, ane_memory_info *info,
+                              void (*each)(void *arg, const ane_buffer_info *buffer),
+                              void *arg, ane_error *err) {
+    ane_port *ports = ane_calloc(k->n_out + 1, sizeof *ports);
+    ane_tensor *in = ane_calloc(k->n_in + 1, sizeof *in);
+    ane_tensor *out = ane_calloc(k->n_out + 1, sizeof *out);
+    ane_status st = ANE_ERR_NOMEM;
+    *info = (ane_memory_info){0};
+    if (!ports || !in || !out) {
+        ane_fail(err, st, "[memory] out of memory");
+        goto done;
+    }
+    st = ane_kernel_infer(k, inputs, n_in, ports, k->n_out, err);
+    /* Nothing looks behind these: they differ, so nothing is an alias of anything. */
+    for (size_t i = 0; i < k->n_in && !st; i++) {
+        in[i] = inputs[i];
+        in[i].surface = (ane_surface *)(void *)&in[i];
+    }
+    for (size_t i = 0; i < k->n_out && !st; i++) {
+        bool open = ports[i].dtype == ANE_STRING;
+        out[i] = (ane_tensor){.dtype = ports[i].dtype, .rank = ports[i].rank};
+        int64_t stride = (int64_t)ane_dtype_size(ports[i].dtype);
+        for (int d = ports[i].rank - 1; d >= 0 && !open; d--) {
+            open = ports[i].dims[d] < 0;
+            out[i].shape[d] = ports[i].dims[d];
+            out[i].strides[d] = stride;
+            stride *= ports[i].dims[d] > 0 ? ports[i].dims[d] : 1;
+        }
+        if (!open) out[i].surface = (ane_surface *)(void *)&out[i];
+    }
+    if (!st && k->backend->plan_memory)
+        st = k->backend->plan_memory(k->exe, in, out, limited, info, each, arg, err);
+done:
+    ane_free(ports);
+    ane_free(in);
+    ane_free(out);
+    return st;
+}
+
+ane_status ane_kernel_memory(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
+                             ane_memory_info *info,
+                             void (*each)(void *arg, const ane_buffer_info *buffer),
+                             void *arg, ane_error *err) {
+    return plan_memory(k, inputs, n_in, false, info, each, arg, err);
+}
+
+ane_status ane_kernel_check_memory(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
+                                   ane_error *err) {
+    ane_memory_info info;
+    if (!k->limited) return ANE_OK;
+    return plan_memory(k, inputs, n_in, true, &info, NULL, NULL, err);
+}
+
 /* ---------------------------------------------------------------- requests */
 
 /* Runs are serialised by a lock. The poll of a run may call anything, even a run of the same
@@ -271,60 +355,6 @@ struct ane_request {
     size_t *extent;                     /* lo, hi per operand, inputs first */
 };
 
-/* Do two boxes with the same strides share an element? Element i of a and j of b meet where
- * sum (i_d - j_d) * stride_d equals the distance of the two origins. Dimensions go from the
- * largest stride down; what the smaller ones can reach bounds the candidates, of which
- * views of one row-major parent have at most two each. */
-typedef struct box_pair {
-    int n;
-    int64_t stride[ANE_MAX_RANK], lo[ANE_MAX_RANK], hi[ANE_MAX_RANK], reach[ANE_MAX_RANK];
-    int64_t unit;
-    int budget;
-} box_pair;
-
-static bool meet(box_pair *p, int d, int64_t rest) {
-    if (d == p->n) return rest > -p->unit && rest < p->unit;
-    if (--p->budget < 0) return true;   /* not views of one parent: assume the worst */
-    int64_t s = p->stride[d], reach = p->reach[d] + p->unit - 1;
-    int64_t first = (rest - reach) / s - 1, last = (rest + reach) / s + 1;
-    if (first < p->lo[d]) first = p->lo[d];
-    if (last > p->hi[d]) last = p->hi[d];
-    for (int64_t k = first; k <= last; k++) {
-        int64_t left = rest - k * s;
-        if (left <= reach && left >= -reach && meet(p, d + 1, left)) return true;
-    }
-    return false;
-}
-
-static bool overlap(const ane_tensor *a, const ane_tensor *b) {
-    size_t alo, ahi, blo, bhi;
-    ane_tensor_extent(a, &alo, &ahi);
-    ane_tensor_extent(b, &blo, &bhi);
-    if (a->surface != b->surface || ahi <= blo || bhi <= alo) return false;
-    if (a->dtype != b->dtype || a->rank != b->rank) return true;
-    box_pair p = {.unit = (int64_t)ane_dtype_size(a->dtype), .budget = 1000};
-    for (int i = 0; i < a->rank; i++) {
-        if (a->shape[i] == 1 && b->shape[i] == 1) continue;
-        int64_t s = a->shape[i] > 1 ? a->strides[i] : b->strides[i];
-        if (s <= 0 || (a->shape[i] > 1 && b->shape[i] > 1 && a->strides[i] != b->strides[i]))
-            return true;
-        int at = p.n++;
-        for (; at > 0 && p.stride[at - 1] < s; at--) {
-            p.stride[at] = p.stride[at - 1];
-            p.lo[at] = p.lo[at - 1];
-            p.hi[at] = p.hi[at - 1];
-        }
-        p.stride[at] = s;
-        p.lo[at] = 1 - b->shape[i];
-        p.hi[at] = a->shape[i] - 1;
-    }
-    for (int i = p.n - 2; i >= 0; i--) {
-        int64_t far = p.hi[i + 1] > -p.lo[i + 1] ? p.hi[i + 1] : -p.lo[i + 1];
-        p.reach[i] = p.reach[i + 1] + far * p.stride[i + 1];
-    }
-    return meet(&p, 0, (int64_t)b->offset - (int64_t)a->offset);
-}
-
 static bool same_view(const ane_tensor *a, const ane_tensor *b) {
     if (a->surface != b->surface || a->offset != b->offset || a->dtype != b->dtype ||
         a->rank != b->rank)
@@ -342,13 +372,14 @@ static ane_status check_aliases(const ane_kernel *k, const ane_tensor *in,
         if (!out[i].surface || !ane_tensor_count(&out[i])) continue;
         for (size_t j = 0; j < k->n_in; j++)
             if (ane_tensor_count(&in[j]) && !same_view(&out[i], &in[j]) &&
-                overlap(&out[i], &in[j]))
+                ane__boxes_meet(&out[i], &in[j]))
                 return ane_fail(err, ANE_ERR_INVALID,
                                 "[bind] output %s overlaps input %s without being the same "
                                 "view; bind the very same view or separate memory",
                                 k->out[i].name, k->in[j].name);
         for (size_t j = 0; j < i; j++)
-            if (out[j].surface && ane_tensor_count(&out[j]) && overlap(&out[i], &out[j]))
+            if (out[j].surface && ane_tensor_count(&out[j]) &&
+                ane__boxes_meet(&out[i], &out[j]))
                 return ane_fail(err, ANE_ERR_INVALID,
                                 "[bind] outputs %s and %s share memory", k->out[j].name,
                                 k->out[i].name);
@@ -533,14 +564,27 @@ size_t ane_request_step_count(const ane_request *r) {
 }
 
 void ane_request_step(ane_request *r, size_t i, ane_step_info *info) {
-    *info = (ane_step_info){.op = "", .name = "", .kernel = ""};
+    *info = (ane_step_info){.op = "", .name = "", .kernel = "", .isa = ""};
     if (i >= ane_request_step_count(r) || !r->kernel->backend->step) return;
     r->kernel->backend->step(r->binding, i, info);
+    if (!info->isa) info->isa = "";      /* devices without kernel tables */
+}
+
+size_t ane_request_thread_count(ane_request *r) {
+    const ane_backend *b = r->kernel->backend;
+    return b->thread_count ? b->thread_count(r->binding) : 0;
+}
+
+void ane_request_thread(ane_request *r, size_t i, ane_thread_info *info) {
+    *info = (ane_thread_info){0};
+    if (i < ane_request_thread_count(r)) r->kernel->backend->thread(r->binding, i, info);
 }
 
 void ane_request_memory(ane_request *r, ane_memory_info *info) {
     *info = (ane_memory_info){0};
     if (r->kernel->backend->memory) r->kernel->backend->memory(r->binding, info);
+    info->total = info->inputs + info->outputs + info->constants + info->packed +
+                  info->scratch + info->reference;
 }
 
 /* ---------------------------------------------------------------- pipelines */

@@ -38,7 +38,7 @@ ORDER = [
     ["_core", "env", "dtypes", "config"],
     ["surface_io", "images", "sharing", "weights", "package"],
     ["mil.graph", "mil.builder", "mil.ops", "mil", "mil."],
-    ["engine", "runtime"],
+    ["engine", "report", "runtime"],
     ["coreml"],
     ["lint"],
     ["kernels", "kernels."],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command import anetorch as command
 from command import one_line
+from test_report import check_trace
 
 import anetorch
 from anetorch import mil
@@ -292,6 +293,14 @@ def test_bench(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and row["runs"] == 6 and row["min_ms"] <= row["median_ms"] <= row["max_ms"]
     assert row["gflops"] == pytest.approx(row["flops"] / row["median_ms"] * 1e-6)
     assert row["flops"] >= 16384
+    code, out, _ = call(capsys, "bench", "m.mlpackage", "--repeat", "2", "--trace", "t.json")
+    trace = json.loads(Path("t.json").read_text())
+    check_trace(trace)
+    steps = [e for e in trace["traceEvents"] if e.get("cat") == "step"]
+    assert code == 0 and steps and any("matmul" in e["name"] for e in steps)
+    assert "m.mlpackage: main on cpu" in trace["traceEvents"][0]["args"]["name"]
+    code, _, err = call(capsys, "bench", "m.mlpackage", "--repeat", "2", "--trace", "no/t.json")
+    assert code == 2 and err.count("\n") == 1 and "No such file or directory" in err
 
 
 def test_compare(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

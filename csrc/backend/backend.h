@@ -20,6 +20,7 @@ typedef struct ane_backend_options {
     ane_precision precision;
     bool prepack;
     ane_lowering lowering;
+    size_t memory_limit;                /* 0: none */
 } ane_backend_options;
 
 typedef struct ane_backend {
@@ -52,6 +53,14 @@ typedef struct ane_backend {
     size_t (*step_count)(void *binding);            /* NULL: 0 */
     void (*step)(void *binding, size_t i, ane_step_info *info);
     void (*memory)(void *binding, ane_memory_info *info);       /* NULL: zeros */
+    size_t (*thread_count)(void *binding);          /* NULL: 0 */
+    void (*thread)(void *binding, size_t i, ane_thread_info *info);
+    /* As ane_kernel_memory, for outputs whose surface tells only "given" (any pointer) or
+     * not; `limited`: fail beyond the limit. NULL: zeros. */
+    ane_status (*plan_memory)(void *exe, const ane_tensor *inputs, const ane_tensor *outputs,
+                              bool limited, ane_memory_info *info,
+                              void (*each)(void *arg, const ane_buffer_info *buffer),
+                              void *arg, ane_error *err);
 } ane_backend;
 
 size_t ane_backend_count(void);

@@ -13,6 +13,7 @@
     X(NO_FUSE, "", "comma list of single fusions to turn off")                            \
     X(NO_KERNELS, "", "comma list of kernel families left to plain evaluation")            \
     X(NO_VIEWS, "0", "1 makes shape ops copy instead of view")                             \
+    X(MEMORY_LIMIT, "", "bytes that one run of a kernel may need; 512M, 2G; default: no limit") \
     X(LOG, "0", "1 logs choices once each")                                               \
     X(BLAS, "", "off, or the path of a library whose cblas_sgemm runs large products")     \
     X(APPLE_RUNTIME, "", "path of a stand-in for Apple's frameworks (testing)")            \

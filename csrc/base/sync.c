@@ -46,6 +46,7 @@ static struct {
     int n_ranges;
     ane_task_fn *fn;
     void *arg;
+    ane_work_log *log;          /* of the owner; NULL: nobody asked */
 } pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
 
@@ -55,6 +56,7 @@ static ane_once once = ANE_ONCE_INIT;
 static _Thread_local int worker_index;
 static _Thread_local bool inside;       /* this thread runs a task of some loop */
 static _Thread_local ane_poll *poll;
+static _Thread_local ane_work_log *journal;
 
 static inline void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -171,7 +173,7 @@ int ane_worker_index(void) { return worker_index; }
 
 /* ------------------------------------------------------------------ interrupts */
 
-static int64_t now_ns(void) {
+int64_t ane_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
@@ -189,7 +191,7 @@ bool ane_poll_check(void) {
     if (p->stopped) return true;
     if (p->cancel && __atomic_load_n(p->cancel, __ATOMIC_RELAXED)) return p->stopped = true;
     if (p->fn) {
-        int64_t now = now_ns();
+        int64_t now = ane_now_ns();
         if (now - p->last_ns >= ANE_POLL_NS) {
             p->last_ns = now;
             if (p->fn(p->arg)) p->stopped = true;
@@ -200,12 +202,28 @@ bool ane_poll_check(void) {
 
 /* ------------------------------------------------------------------ loops */
 
+ane_work_log *ane_work_log_swap(ane_work_log *s) {
+    ane_work_log *before = journal;
+    journal = s;
+    return before;
+}
+
+static void record(ane_work_log *s, int64_t begin) {
+    size_t i = __atomic_fetch_add(&s->n, 1, __ATOMIC_RELAXED);
+    if (i < s->cap) s->list[i] = (ane_work){worker_index, s->step, begin, ane_now_ns()};
+}
+
 static bool alone(size_t n, ane_task_fn *fn, void *arg) {
-    for (size_t i = 0; i < n; i++) {
+    /* A loop inside a task belongs to the span of that task. */
+    ane_work_log *mine = inside ? NULL : journal;
+    int64_t begin = mine ? ane_now_ns() : 0;
+    bool all = true;
+    for (size_t i = 0; i < n && all; i++) {
         fn(arg, i);
-        if (poll && i + 1 < n && ane_poll_check()) return false;
+        if (poll && i + 1 < n && ane_poll_check()) all = false;
     }
-    return true;
+    if (mine) record(mine, begin);
+    return all;
 }
 
 /* The first or the last task of a range; false: it is empty. */
@@ -247,9 +265,12 @@ static bool claim(bool watch) {
 }
 
 static void work(void) {
+    ane_work_log *mine = pool.log;
+    int64_t begin = mine ? ane_now_ns() : 0;
     inside = true;
     claim(false);
     inside = false;
+    if (mine) record(mine, begin);
     uint64_t s = atomic_fetch_sub(&pool.state, 1) - 1;
     if (!(s & OPEN) && !INSIDE(s)) {
         ane_mutex_lock(&pool.lock);
@@ -327,6 +348,7 @@ bool ane_parallel_for(size_t n, ane_task_fn *fn, void *arg) {
     }
     pool.fn = fn;
     pool.arg = arg;
+    pool.log = journal;
     atomic_store(&pool.want, want);
     uint64_t s = atomic_load(&pool.state);
     atomic_store(&pool.state, ((uint64_t)(GENERATION(s) + 1) << 32) | OPEN);
@@ -337,9 +359,11 @@ bool ane_parallel_for(size_t n, ane_task_fn *fn, void *arg) {
         for (int i = 0; i < pool.sleepers && i < want; i++) pthread_cond_signal(&pool.wake);
     ane_mutex_unlock(&pool.lock);
 
+    int64_t begin = journal ? ane_now_ns() : 0;
     inside = true;
     bool all = claim(true);
     inside = false;
+    if (journal) record(journal, begin);
 
     s = atomic_fetch_and(&pool.state, ~OPEN) & ~OPEN;
     for (int i = 0; INSIDE(s) && i < SPINS; i++) {

@@ -40,6 +40,21 @@ ane_poll *ane_poll_swap(ane_poll *p);
 /* True when this thread's run has been stopped. */
 bool ane_poll_check(void);
 
+/* What every thread did while the loops of one thread ran, for traces. `step` is the owner's
+ * to set before a loop. Entries beyond `cap` are counted and not kept. */
+typedef struct ane_work {
+    int worker, step;           /* 0: the thread that ran the program */
+    int64_t begin, end;         /* monotonic nanoseconds */
+} ane_work;
+typedef struct ane_work_log {
+    int step;
+    size_t cap, n;              /* n: atomic */
+    ane_work list[];
+} ane_work_log;
+/* Records this thread's loops into s (NULL: not) and returns what was before. */
+ane_work_log *ane_work_log_swap(ane_work_log *s);
+int64_t ane_now_ns(void);
+
 /* Memory of the executing thread, kept from call to call, used like a stack: pop in the
  * reverse order of push. 64-byte aligned, not zeroed; NULL: no memory (pop takes NULL). */
 void *ane_scratch_push(size_t bytes);

@@ -1,6 +1,8 @@
 /* Kernel: a compiled function. anetorch/runtime.py derives the public class from it. */
 #include "run.h"
 
+#include <string.h>
+
 /* The module of a type or of the nearest base that has one (subclasses have none). */
 static PyObject *module_of(PyTypeObject *type) {
     PyObject *mro = PyObject_GetAttrString((PyObject *)type, "__mro__"), *found = NULL;
@@ -16,15 +18,26 @@ static PyObject *module_of(PyTypeObject *type) {
 
 static PyObject *kernel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"program", "function", "device", "numerics", "target",
-                            "precision", "prepack", "lowering", NULL};
+                            "precision", "prepack", "lowering", "memory_limit", NULL};
     PyObject *program;
     const char *function = NULL, *device = NULL, *numerics = NULL, *target = NULL,
                *precision = NULL, *lowering = NULL;
     int prepack = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zzzzzpz:Kernel", names, &program,
+    PyObject *limit_arg = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zzzzzpzO:Kernel", names, &program,
                                      &function, &device, &numerics, &target, &precision,
-                                     &prepack, &lowering))
+                                     &prepack, &lowering, &limit_arg))
         return NULL;
+    Py_ssize_t limit = 0;
+    if (limit_arg != Py_None) {
+        limit = PyNumber_AsSsize_t(limit_arg, PyExc_OverflowError);
+        if (limit == -1 && PyErr_Occurred()) return NULL;
+        if (limit < 1) {
+            PyErr_Format(PyExc_ValueError, "[compile] memory_limit must be at least 1 byte, got %R",
+                         limit_arg);
+            return NULL;
+        }
+    }
     PyObject *module = module_of(type);
     if (!module) return NULL;
     ane_py_state *st = ane_py_state_of(module);
@@ -32,8 +45,8 @@ static PyObject *kernel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (!p) return NULL;
     ane_compile_options opts = {.size = sizeof opts, .function = function, .device = device,
                                 .numerics = numerics, .target = target,
-                                .precision = precision,
-                                .prepack = prepack != 0, .lowering = lowering};
+                                .precision = precision, .prepack = prepack != 0,
+                                .lowering = lowering, .memory_limit = (size_t)limit};
     /* The lock stays held: another thread could edit the program otherwise. */
     ane_kernel *k = NULL;
     ane_error err = {0};
@@ -276,9 +289,94 @@ done:
     return result;
 }
 
+/* ---------------------------------------------------------------- memory */
+
+PyObject *ane_py_memory_dict(const ane_memory_info *m) {
+    return Py_BuildValue(
+        "{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "inputs", (Py_ssize_t)m->inputs, "outputs",
+        (Py_ssize_t)m->outputs, "constants", (Py_ssize_t)m->constants, "packed",
+        (Py_ssize_t)m->packed, "scratch", (Py_ssize_t)m->scratch, "reference",
+        (Py_ssize_t)m->reference, "total", (Py_ssize_t)m->total, "values",
+        (Py_ssize_t)m->values);
+}
+
+/* Appends a dict to *arg, a list; on failure the list goes. */
+static void add_buffer(void *arg, const ane_buffer_info *b) {
+    PyObject **list = arg;
+    if (!*list) return;
+    PyObject *row = Py_BuildValue("{s:s,s:s,s:n}", "name", b->name, "kind", b->kind, "bytes",
+                                  (Py_ssize_t)b->bytes);
+    if (row && !strcmp(b->kind, "scratch")) {
+        PyObject *more = Py_BuildValue("{s:n,s:n,s:n}", "offset", (Py_ssize_t)b->offset, "first",
+                                       (Py_ssize_t)b->first, "last", (Py_ssize_t)b->last);
+        if (!more || PyDict_Update(row, more) < 0) Py_CLEAR(row);
+        Py_XDECREF(more);
+    }
+    if (!row || PyList_Append(*list, row) < 0) Py_CLEAR(*list);
+    Py_XDECREF(row);
+}
+
+/* The input's port with the dims of a shape tuple, row-major, of no surface. */
+static int tensor_of_shape(const ane_port *port, PyObject *shape, ane_tensor *t) {
+    Py_ssize_t rank = PyTuple_Check(shape) ? PyTuple_Size(shape) : -1;
+    if (rank < 0 || rank > ANE_MAX_RANK) {
+        PyErr_Format(PyExc_TypeError, "[memory] input %s: expected a shape, got %R", port->name,
+                     shape);
+        return -1;
+    }
+    *t = (ane_tensor){.dtype = port->dtype, .rank = (int)rank};
+    int64_t stride = (int64_t)ane_dtype_size(port->dtype);
+    for (int d = (int)rank - 1; d >= 0; d--) {
+        long long n = PyLong_AsLongLong(PyTuple_GetItem(shape, d));
+        if (n == -1 && PyErr_Occurred()) return -1;
+        t->shape[d] = n;
+        t->strides[d] = stride;
+        if (n < 0 || __builtin_mul_overflow(stride, n ? n : 1, &stride)) {
+            PyErr_Format(PyExc_ValueError, "[memory] input %s: the shape %R is no size of memory",
+                         port->name, shape);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *kernel_memory(PyObject *obj, PyObject *shapes) {
+    py_kernel *self = (py_kernel *)obj;
+    size_t n = ane_kernel_input_count(self->kernel);
+    if (!PyTuple_Check(shapes) || (size_t)PyTuple_Size(shapes) != n) {
+        PyErr_Format(PyExc_TypeError, "[memory] expected %zu shapes", n);
+        return NULL;
+    }
+    ane_tensor *in = PyMem_Calloc(n + 1, sizeof *in);
+    PyObject *list = PyList_New(0), *result = NULL;
+    if (!in || !list) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (tensor_of_shape(ane_kernel_input(self->kernel, i),
+                            PyTuple_GetItem(shapes, (Py_ssize_t)i), &in[i]) < 0)
+            goto done;
+    ane_memory_info info;
+    ane_error err = {0};
+    if (ane_kernel_memory(self->kernel, in, n, &info, add_buffer, &list, &err)) {
+        (void)ane_py_raise(self->state, &err);
+        goto done;
+    }
+    PyObject *totals = list ? ane_py_memory_dict(&info) : NULL;
+    result = totals ? PyTuple_Pack(2, totals, list) : NULL;
+    Py_XDECREF(totals);
+done:
+    PyMem_Free(in);
+    Py_XDECREF(list);
+    return result;
+}
+
 static PyMethodDef kernel_methods[] = {
     {"_ports", kernel_ports, METH_O,
      PyDoc_STR("_ports(outputs) -> ((name, dtype, shape, state), ...)")},
+    {"_memory", kernel_memory, METH_O,
+     PyDoc_STR("_memory(shapes) -> (totals, buffers) of a run on inputs of these shapes")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -28,6 +28,30 @@ static PyObject *py_set_num_threads(PyObject *self, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_measure_flops(PyObject *self, PyObject *args) {
+    const char *isa = NULL;
+    double seconds = 3e-3, rate = 0;
+    ane_error err = {0};
+    ane_status status;
+    if (!PyArg_ParseTuple(args, "|zd:measure_flops", &isa, &seconds)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = ane_measure_flops(isa, seconds, &rate, &err);
+    Py_END_ALLOW_THREADS
+    return status ? ane_py_raise(ane_py_state_of(self), &err) : PyFloat_FromDouble(rate);
+}
+
+static PyObject *py_measure_copy(PyObject *self, PyObject *args) {
+    Py_ssize_t bytes;
+    double seconds = 3e-3, rate = 0;
+    ane_error err = {0};
+    ane_status status;
+    if (!PyArg_ParseTuple(args, "n|d:measure_copy", &bytes, &seconds)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = ane_measure_copy(bytes < 0 ? 0 : (size_t)bytes, seconds, &rate, &err);
+    Py_END_ALLOW_THREADS
+    return status ? ane_py_raise(ane_py_state_of(self), &err) : PyFloat_FromDouble(rate);
+}
+
 static PyObject *py_devices(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     PyObject *list = PyList_New(0);
@@ -70,6 +94,16 @@ static PyMethodDef module_methods[] = {
      PyDoc_STR("set_num_threads(n)\n\nSize of the CPU device's pool, 1 to 4096. Results "
                "do not depend on it.\n\nRaises ValueError out of range.\n\n"
                ">>> anetorch.set_num_threads(anetorch.num_threads())")},
+    {"get_num_threads", py_num_threads, METH_NOARGS,
+     PyDoc_STR("get_num_threads() -> int\n\nThreads of the CPU device's pool; the same as "
+               "num_threads().\n\n>>> anetorch.get_num_threads() == anetorch.num_threads()\nTrue")},
+    {"measure_flops", py_measure_flops, METH_VARARGS,
+     PyDoc_STR("measure_flops(isa=None, seconds=3e-3) -> FLOP/s\n\nMultiply-adds in the registers "
+               "of a kernel table, on all threads: what fractions of peak are measured against.\n\n"
+               "Raises KeyError for a table that does not run here.")},
+    {"measure_copy", py_measure_copy, METH_VARARGS,
+     PyDoc_STR("measure_copy(bytes, seconds=3e-3) -> bytes/s\n\nA copy that reads and writes so "
+               "many bytes altogether, on all threads.")},
     {"devices", py_devices, METH_NOARGS,
      PyDoc_STR("devices() -> list of (name, available, detail)")},
     {"isa_tables", py_isa_tables, METH_NOARGS,

@@ -146,9 +146,17 @@ static PyObject *request_profile(PyObject *obj, PyObject *unused) {
     for (size_t i = 0; list && i < n; i++) {
         ane_step_info s;
         ane_request_step(self->request, i, &s);
-        PyObject *row = Py_BuildValue("{s:s,s:s,s:s,s:d,s:d,s:d}", "op", s.op, "name", s.name,
-                                      "kernel", s.kernel, "flops", s.flops, "bytes", s.bytes,
-                                      "seconds", s.seconds);
+        PyObject *values = PyTuple_New((Py_ssize_t)s.n_values);
+        for (size_t j = 0; values && j < s.n_values; j++) {
+            PyObject *v = PyUnicode_FromString(s.values[j]);
+            if (v) PyTuple_SetItem(values, (Py_ssize_t)j, v);
+            else Py_CLEAR(values);
+        }
+        PyObject *row = values ? Py_BuildValue("{s:s,s:s,s:s,s:s,s:N,s:d,s:d,s:d,s:d}", "op", s.op,
+                                               "name", s.name, "kernel", s.kernel, "isa", s.isa,
+                                               "values", values, "flops", s.flops, "bytes",
+                                               s.bytes, "begin", s.begin, "seconds", s.seconds)
+                               : NULL;
         if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
         Py_XDECREF(row);
     }
@@ -159,10 +167,21 @@ static PyObject *request_memory(PyObject *obj, PyObject *unused) {
     (void)unused;
     ane_memory_info m;
     ane_request_memory(((py_request *)obj)->request, &m);
-    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n}", "inputs", (Py_ssize_t)m.inputs,
-                         "outputs", (Py_ssize_t)m.outputs, "constants",
-                         (Py_ssize_t)m.constants, "packed", (Py_ssize_t)m.packed, "scratch",
-                         (Py_ssize_t)m.scratch, "values", (Py_ssize_t)m.values);
+    return ane_py_memory_dict(&m);
+}
+
+static PyObject *request_threads(PyObject *obj, PyObject *unused) {
+    (void)unused;
+    py_request *self = (py_request *)obj;
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < ane_request_thread_count(self->request); i++) {
+        ane_thread_info t;
+        ane_request_thread(self->request, i, &t);
+        PyObject *row = Py_BuildValue("(indd)", t.thread, (Py_ssize_t)t.step, t.begin, t.seconds);
+        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
 }
 
 static PyObject *get_kernel(PyObject *obj, void *closure) {
@@ -201,11 +220,16 @@ static PyMethodDef request_methods[] = {
                "released, nothing is allocated after the first run.\n\nRaises what stopped "
                "it; the outputs are then invalid, and reading them raises.")},
     {"profile", request_profile, METH_NOARGS,
-     PyDoc_STR("profile() -> list of dict\n\nRuns once and times every step: op, name, "
-               "kernel, flops, bytes, seconds.")},
+     PyDoc_STR("profile() -> list of dict\n\nRuns once and times every step: op, name (of what "
+               "it leaves), values (all that its fused ops make), kernel, isa, flops, bytes, begin "
+               "and seconds, from the run's begin.")},
+    {"threads", request_threads, METH_NOARGS,
+     PyDoc_STR("threads() -> list of (thread, step, begin, seconds)\n\nWhat every thread did in "
+               "the last profiled run; 0 is the one that called. At most 16,384 intervals.")},
     {"memory", request_memory, METH_NOARGS,
      PyDoc_STR("memory() -> dict\n\nBytes of inputs, outputs, constants, packed weights, "
-               "scratch, and what scratch would be without reuse (values).")},
+               "scratch and reference evaluation, their total, and what scratch would be without "
+               "reuse (values).")},
     {NULL, NULL, 0, NULL},
 };
 

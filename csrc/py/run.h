@@ -51,6 +51,8 @@ int ane_py_bind_outputs(ane_py_state *st, const ane_kernel *k, PyObject *obj,
 /* Fills the outputs that nobody gave, from the shapes of the inputs. */
 int ane_py_make_outputs(ane_py_state *st, ane_kernel *k, const py_bound *in, py_bound *out);
 
+PyObject *ane_py_memory_dict(const ane_memory_info *m);
+
 /* Pins live Tensors around a run; -1 with ValueError when one is closed. */
 int ane_py_pin_all(PyObject *const *pins, Py_ssize_t n);
 void ane_py_unpin_all(PyObject *const *pins, Py_ssize_t n);

@@ -167,6 +167,7 @@ int ane_py_make_outputs(ane_py_state *st, ane_kernel *k, const py_bound *in, py_
     }
     ane_error err = {0};
     int rc = -1;
+    if (ane_kernel_check_memory(k, in->t, in->n, &err)) goto raise;
     if (ane_kernel_infer(k, in->t, in->n, ports, out->n, &err)) goto raise;
     for (size_t i = 0; i < out->n; i++) {
         if (out->given[i]) continue;

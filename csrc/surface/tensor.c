@@ -149,3 +149,59 @@ void ane_tensor_written(const ane_tensor *t) {
     if ((int64_t)(hi - lo) == ane_tensor_count(t) * (int64_t)ane_dtype_size(t->dtype))
         ane_surface_validate(t->surface, lo, hi - lo);
 }
+
+/* ---------------------------------------------------------------- boxes */
+
+/* Do two boxes with the same strides share an element? Element i of a and j of b meet where
+ * sum (i_d - j_d) * stride_d equals the distance of the two origins. Dimensions go from the
+ * largest stride down; what the smaller ones can reach bounds the candidates, of which
+ * views of one row-major parent have at most two each. */
+typedef struct box_pair {
+    int n;
+    int64_t stride[ANE_MAX_RANK], lo[ANE_MAX_RANK], hi[ANE_MAX_RANK], reach[ANE_MAX_RANK];
+    int64_t unit;
+    int budget;
+} box_pair;
+
+static bool meet(box_pair *p, int d, int64_t rest) {
+    if (d == p->n) return rest > -p->unit && rest < p->unit;
+    if (--p->budget < 0) return true;   /* not views of one parent: assume the worst */
+    int64_t s = p->stride[d], reach = p->reach[d] + p->unit - 1;
+    int64_t first = (rest - reach) / s - 1, last = (rest + reach) / s + 1;
+    if (first < p->lo[d]) first = p->lo[d];
+    if (last > p->hi[d]) last = p->hi[d];
+    for (int64_t k = first; k <= last; k++) {
+        int64_t left = rest - k * s;
+        if (left <= reach && left >= -reach && meet(p, d + 1, left)) return true;
+    }
+    return false;
+}
+
+bool ane__boxes_meet(const ane_tensor *a, const ane_tensor *b) {
+    size_t alo, ahi, blo, bhi;
+    ane_tensor_extent(a, &alo, &ahi);
+    ane_tensor_extent(b, &blo, &bhi);
+    if (a->surface != b->surface || ahi <= blo || bhi <= alo) return false;
+    if (a->dtype != b->dtype || a->rank != b->rank) return true;
+    box_pair p = {.unit = (int64_t)ane_dtype_size(a->dtype), .budget = 1000};
+    for (int i = 0; i < a->rank; i++) {
+        if (a->shape[i] == 1 && b->shape[i] == 1) continue;
+        int64_t s = a->shape[i] > 1 ? a->strides[i] : b->strides[i];
+        if (s <= 0 || (a->shape[i] > 1 && b->shape[i] > 1 && a->strides[i] != b->strides[i]))
+            return true;
+        int at = p.n++;
+        for (; at > 0 && p.stride[at - 1] < s; at--) {
+            p.stride[at] = p.stride[at - 1];
+            p.lo[at] = p.lo[at - 1];
+            p.hi[at] = p.hi[at - 1];
+        }
+        p.stride[at] = s;
+        p.lo[at] = 1 - b->shape[i];
+        p.hi[at] = a->shape[i] - 1;
+    }
+    for (int i = p.n - 2; i >= 0; i--) {
+        int64_t far = p.hi[i + 1] > -p.lo[i + 1] ? p.hi[i + 1] : -p.lo[i + 1];
+        p.reach[i] = p.reach[i + 1] + far * p.stride[i + 1];
+    }
+    return meet(&p, 0, (int64_t)b->offset - (int64_t)a->offset);
+}

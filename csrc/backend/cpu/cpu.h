@@ -22,6 +22,7 @@ typedef struct ane_buf {
     ane_buf_kind kind;
     int index;                          /* INPUT, OUTPUT: number of the port */
     const void *data;                   /* CONST */
+    const char *name;                   /* the value that is there; NULL: a temporary */
     size_t bytes;
     size_t offset;                      /* SCRATCH: in the block */
     int first, last;                    /* steps that touch it; first > last: none */
@@ -44,6 +45,7 @@ typedef struct ane_step ane_step;
 typedef struct ane_packed {
     struct ane_packed *next;
     atomic_int state;                   /* 0: none, 1: being made, 2: ready */
+    const char *name;                   /* the constant's; NULL: unnamed */
     void *data;
     size_t bytes;
 } ane_packed;
@@ -66,6 +68,8 @@ struct ane_step {
     ane_step_fn *fn;
     ane_prepare_fn *prepare;            /* NULL: nothing to prepare */
     const ane_op *op;                   /* the (last) op it computes; NULL: a copy */
+    const char *const *values;          /* results of all ops it computes, for reports */
+    int n_values;
     int n_out, n_in;
     ane_view *views;                    /* outputs, then inputs */
     void *data;                         /* the family's own, in the plan's arena */
@@ -198,7 +202,18 @@ ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool pro
                        ane_error *err);
 size_t ane_cpu_step_count(const ane_cpu_binding *b);
 void ane_cpu_step(const ane_cpu_binding *b, size_t i, ane_step_info *info);
+size_t ane_cpu_thread_count(const ane_cpu_binding *b);
+void ane_cpu_thread(const ane_cpu_binding *b, size_t i, ane_thread_info *info);
 void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info);
+
+/* ---------------------------------------------------------------- memory.c */
+
+/* What a run of the plan needs, packed weights included whether they exist yet or not. */
+void ane_plan_memory(const ane_plan *p, ane_memory_info *info);
+void ane_plan_buffers(const ane_plan *p,
+                      void (*each)(void *arg, const ane_buffer_info *buffer), void *arg);
+/* NOMEM when that is more than the limit (0: none). */
+ane_status ane_plan_check_limit(const ane_plan *p, size_t limit, ane_error *err);
 
 /* ---------------------------------------------------------------- shared small things */
 

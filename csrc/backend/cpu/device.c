@@ -87,7 +87,9 @@ static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
                        void **binding, ane_error *err) {
     ane_plan *p = NULL;
     ane_cpu_binding *b = NULL;
+    const cpu_exe *e = exe;
     ane_status st = plan_for(exe, inputs, outputs, &p, err);
+    if (!st) st = ane_plan_check_limit(p, e->opts.memory_limit, err);
     if (!st) st = ane_cpu_bind(p, inputs, outputs, &b, err);
     ane_plan_release(p);
     if (!st) *binding = b;
@@ -122,6 +124,26 @@ static void step(void *binding, size_t i, ane_step_info *info) {
     ane_cpu_step(binding, i, info);
 }
 static void memory(void *binding, ane_memory_info *info) { ane_cpu_memory(binding, info); }
+static size_t thread_count(void *binding) { return ane_cpu_thread_count(binding); }
+static void thread(void *binding, size_t i, ane_thread_info *info) {
+    ane_cpu_thread(binding, i, info);
+}
+
+static ane_status plan_memory(void *exe, const ane_tensor *inputs, const ane_tensor *outputs,
+                              bool limited, ane_memory_info *info,
+                              void (*each)(void *arg, const ane_buffer_info *buffer),
+                              void *arg, ane_error *err) {
+    const cpu_exe *e = exe;
+    ane_plan *p = NULL;
+    ane_status st = plan_for(exe, inputs, outputs, &p, err);
+    if (!st && limited) st = ane_plan_check_limit(p, e->opts.memory_limit, err);
+    if (!st) {
+        ane_plan_memory(p, info);
+        if (each) ane_plan_buffers(p, each, arg);
+    }
+    ane_plan_release(p);
+    return st;
+}
 
 const ane_backend ane_backend_cpu = {
     .name = "cpu",
@@ -136,4 +158,7 @@ const ane_backend ane_backend_cpu = {
     .step_count = step_count,
     .step = step,
     .memory = memory,
+    .thread_count = thread_count,
+    .thread = thread,
+    .plan_memory = plan_memory,
 };

@@ -4,7 +4,6 @@
 #include "cpu.h"
 
 #include <string.h>
-#include <time.h>
 
 /* ---------------------------------------------------------------- scratch blocks */
 
@@ -65,8 +64,12 @@ struct ane_cpu_binding {
     ane_exec ex;
     block *bound;                       /* whose addresses ex.base holds now */
     uint64_t runs;
-    double *seconds;                    /* per step, of the last profiled run */
+    double *begin, *seconds;            /* per step, of the last profiled run */
+    int64_t began;                      /* when that run did */
+    ane_work_log *log;                  /* what its threads did; NULL: never profiled */
 };
+
+#define LOG_MAX 16384                 /* thread intervals kept of a profiled run */
 
 ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *outputs,
                         ane_cpu_binding **out, ane_error *err) {
@@ -74,12 +77,14 @@ ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *ou
     if (b) {
         b->ex.base = ane_calloc((size_t)plan->n_bufs + 1, sizeof *b->ex.base);
         b->ex.rts = ane_calloc((size_t)plan->n_rts + 1, sizeof *b->ex.rts);
+        b->begin = ane_calloc((size_t)plan->n_steps + 1, sizeof *b->begin);
         b->seconds = ane_calloc((size_t)plan->n_steps + 1, sizeof *b->seconds);
     }
-    if (!b || !b->ex.base || !b->ex.rts || !b->seconds) {
+    if (!b || !b->ex.base || !b->ex.rts || !b->begin || !b->seconds) {
         if (b) {
             ane_free(b->ex.base);
             ane_free(b->ex.rts);
+            ane_free(b->begin);
             ane_free(b->seconds);
         }
         ane_free(b);
@@ -112,14 +117,37 @@ void ane_cpu_unbind(ane_cpu_binding *b) {
     ane_plan_release(b->plan);
     ane_free(b->ex.base);
     ane_free(b->ex.rts);
+    ane_free(b->begin);
     ane_free(b->seconds);
+    ane_free(b->log);
     ane_free(b);
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+/* Every step with its time, and what the threads did meanwhile. */
+static ane_status run_profiled(ane_cpu_binding *b, ane_error *err) {
+    const ane_plan *p = b->plan;
+    if (!b->log) {
+        b->log = ane_malloc(sizeof *b->log + LOG_MAX * sizeof *b->log->list);
+        if (!b->log) return ane_fail(err, ANE_ERR_NOMEM, "[profile] out of memory");
+        b->log->cap = LOG_MAX;
+    }
+    b->log->n = 0;
+    memset(b->begin, 0, (size_t)p->n_steps * sizeof *b->begin);
+    memset(b->seconds, 0, (size_t)p->n_steps * sizeof *b->seconds);
+    ane_work_log *before = ane_work_log_swap(b->log);
+    ane_status st = ANE_OK;
+    b->began = ane_now_ns();
+    for (int i = 0; i < p->n_steps; i++) {
+        const ane_step *s = &p->steps[i];
+        if (i && (st = ane_run_check(err))) break;
+        b->log->step = i;
+        int64_t t = ane_now_ns();
+        if ((st = s->fn(&b->ex, s, err))) break;
+        b->begin[i] = 1e-9 * (double)(t - b->began);
+        b->seconds[i] = 1e-9 * (double)(ane_now_ns() - t);
+    }
+    (void)ane_work_log_swap(before);
+    return st;
 }
 
 ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool profile,
@@ -142,13 +170,11 @@ ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool pro
     ex->opts = opts;
     /* Ops without a seed differ from run to run, and repeat from process to process. */
     ex->rng = ++b->runs * 0x9e3779b97f4a7c15u;
-    ane_status st = ANE_OK;
-    for (int i = 0; i < p->n_steps; i++) {
+    ane_status st = profile ? run_profiled(b, err) : ANE_OK;
+    for (int i = 0; i < p->n_steps && !profile; i++) {
         const ane_step *s = &p->steps[i];
         if (i && (st = ane_run_check(err))) break;
-        double t = profile ? now() : 0;
         if ((st = s->fn(ex, s, err))) break;
-        if (profile) b->seconds[i] = now() - t;
     }
     for (int i = 0; i < p->n_rts; i++) {
         ane_rt_release(ex->rts[i]);
@@ -162,27 +188,45 @@ ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool pro
 
 size_t ane_cpu_step_count(const ane_cpu_binding *b) { return (size_t)b->plan->n_steps; }
 
+/* "f32_6x16__avx2" and "avx2" are of avx2; other names say how, in plain C. */
+static const char *isa_of(const char *kernel) {
+    const char *name, *state, *tail = strstr(kernel, "__");
+    tail = tail ? tail + 2 : kernel;
+    for (size_t i = 0; (name = ane_isa_name(i, &state)); i++)
+        if (!strcmp(name, tail)) return name;
+    return "";
+}
+
 void ane_cpu_step(const ane_cpu_binding *b, size_t i, ane_step_info *info) {
     const ane_step *s = &b->plan->steps[i];
     *info = (ane_step_info){.op = s->label, .kernel = s->kernel, .flops = s->flops,
-                            .seconds = b->seconds[i]};
+                            .begin = b->begin[i], .seconds = b->seconds[i],
+                            .isa = isa_of(s->kernel)};
     info->name = s->op && s->op->n_results ? s->op->results[0]->name : "";
+    info->values = s->values;
+    info->n_values = (size_t)s->n_values;
+    if (!s->values && s->op && s->op->n_results) {
+        info->values = &s->op->results[0]->name;
+        info->n_values = 1;
+    }
     for (int j = 0; j < s->n_out + s->n_in; j++)
         if (s->views[j].buf >= 0)
             info->bytes += (double)ane_view_count(&s->views[j]) *
                            (double)ane_dtype_size(s->views[j].dtype);
 }
 
+size_t ane_cpu_thread_count(const ane_cpu_binding *b) {
+    if (!b->log) return 0;
+    return b->log->n < b->log->cap ? b->log->n : b->log->cap;
+}
+
+void ane_cpu_thread(const ane_cpu_binding *b, size_t i, ane_thread_info *info) {
+    const ane_work *s = &b->log->list[i];
+    *info = (ane_thread_info){.thread = s->worker, .step = (size_t)s->step,
+                              .begin = 1e-9 * (double)(s->begin - b->began),
+                              .seconds = 1e-9 * (double)(s->end - s->begin)};
+}
+
 void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info) {
-    const ane_plan *p = b->plan;
-    *info = (ane_memory_info){.scratch = p->scratch, .values = p->values};
-    for (int i = 0; i < p->n_in + p->n_out; i++) {
-        if (p->key[i].rank < 0) continue;
-        size_t n = (size_t)ane_tensor_count(&p->key[i]) * ane_dtype_size(p->key[i].dtype);
-        *(i < p->n_in ? &info->inputs : &info->outputs) += n;
-    }
-    for (int i = 0; i < p->n_bufs; i++)
-        if (p->bufs[i].kind == ANE_BUF_CONST) info->constants += p->bufs[i].bytes;
-    for (ane_packed *k = p->packed; k; k = k->next)
-        if (atomic_load(&k->state) == 2) info->packed += k->bytes;
+    ane_plan_memory(b->plan, info);
 }

@@ -274,6 +274,7 @@ ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group
         size_t bytes = ane_gemm_pack_bytes(&probe, i);
         if (bytes && !(p->packed[i] = ane_plan_packed(pl, bytes)))
             return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+        if (bytes) p->packed[i]->name = pl->plan->bufs[(i ? b : a).buf].name;
     }
     s->prepare = prepare_product;
     s->data = p;

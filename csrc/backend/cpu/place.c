@@ -34,6 +34,7 @@ ane_status ane_plan_dest(ane_planner *pl, const ane_value *v, ane_view *out) {
     if (place->wanted) place->at = place->dest;
     else st = own_place(pl, v, &place->at);
     place->placed = !st;
+    if (!st && !pl->plan->bufs[place->at.buf].name) pl->plan->bufs[place->at.buf].name = v->name;
     *out = place->at;
     return st;
 }
@@ -47,6 +48,7 @@ static ane_status constant(ane_planner *pl, const ane_value *v, ane_place *place
     int buf = ane_plan_buf(pl, ANE_BUF_CONST, v->konst->bytes);
     if (buf < 0) return ANE_ERR_NOMEM;
     pl->plan->bufs[buf].data = v->konst->data;
+    pl->plan->bufs[buf].name = v->name;
     ane_status st = ane_plan_narrow_const(pl, v, &pl->plan->bufs[buf].data);
     if (st) return st;
     ane_view_of_type(v->konst->type, buf, &place->at);
@@ -119,6 +121,7 @@ ane_status ane_plan_destinations(ane_planner *pl) {
                 ane_view own;
                 ane_status st = own_place(pl, op->results[0], &own);
                 if (st) return st;
+                p->bufs[own.buf].name = op->results[0]->name;
                 want(pl, op->results[0], &own);
             }
             const ane_arg *a = ane_op_arg(op, "values");

@@ -105,8 +105,7 @@ static bool all_known(const ane_op *op) {
     return op->n_results > 0;
 }
 
-/* One op by itself goes the way of a group of one. */
-static ane_status plan_group(ane_planner *pl, ane_group *grp) {
+static ane_status plan_kind(ane_planner *pl, ane_group *grp) {
     switch (grp->kind) {
     case ANE_GROUP_CHAIN: return ane_plan_chain(pl, pl->graph, grp);
     case ANE_GROUP_PRODUCT: return ane_plan_product(pl, pl->graph, grp);
@@ -116,6 +115,27 @@ static ane_status plan_group(ane_planner *pl, ane_group *grp) {
     case ANE_GROUP_ATTENTION: return ane_plan_attention(pl, pl->graph, grp);
     }
     return ANE_ERR_RUNTIME;
+}
+
+/* One op by itself goes the way of a group of one. For reports its step knows all that it
+ * makes; copies around it are their own steps. */
+static ane_status plan_group(ane_planner *pl, ane_group *grp) {
+    ane_plan *p = pl->plan;
+    int first = p->n_steps, n = 0;
+    ane_status st = plan_kind(pl, grp);
+    int last = p->n_steps - 1;
+    while (last >= first && !p->steps[last].op) last--;
+    if (st || last < first) return st;
+    for (int i = 0; i < grp->n; i++) n += pl->graph->ops[grp->ops[i]]->n_results;
+    const char **names = ane_arena_alloc(p->arena, (size_t)n * sizeof *names);
+    if (!names) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+    p->steps[last].values = names;
+    p->steps[last].n_values = n;
+    for (int i = 0; i < grp->n; i++) {
+        const ane_op *op = pl->graph->ops[grp->ops[i]];
+        for (int k = 0; k < op->n_results; k++) *names++ = op->results[k]->name;
+    }
+    return ANE_OK;
 }
 
 static ane_status plan_alone(ane_planner *pl, int i) {
@@ -274,9 +294,12 @@ static void share(ane_plan *p, int i, int *into) {
     }
 }
 
-static ane_status lay_out(ane_planner *pl) {
-    ane_plan *p = pl->plan;
-    int n = 0;
+/* First and last step that touch each buffer. */
+static void lifetimes(ane_plan *p) {
+    for (int i = 0; i < p->n_bufs; i++) {
+        p->bufs[i].first = INT_MAX;
+        p->bufs[i].last = -1;
+    }
     for (int i = 0; i < p->n_steps; i++) {
         const ane_step *s = &p->steps[i];
         for (int j = 0; j < s->n_out + s->n_in; j++) {
@@ -286,6 +309,12 @@ static ane_status lay_out(ane_planner *pl) {
             if (i > b->last) b->last = i;
         }
     }
+}
+
+static ane_status lay_out(ane_planner *pl) {
+    ane_plan *p = pl->plan;
+    int n = 0;
+    lifetimes(p);
     ane_lifetime *items = ane_calloc((size_t)p->n_bufs + 1, sizeof *items);
     int *into = ane_calloc((size_t)p->n_bufs + 1, sizeof *into);
     ane_status st = ANE_OK;
@@ -309,6 +338,7 @@ static ane_status lay_out(ane_planner *pl) {
             p->bufs[i].offset = items[n++].offset;
     for (int i = 0; i < p->n_bufs; i++)
         if (p->bufs[i].kind == ANE_BUF_SCRATCH) p->bufs[i].offset = p->bufs[into[i]].offset;
+    lifetimes(p);                       /* each its own again: sharing had joined them */
 done:
     ane_free(items);
     ane_free(into);
