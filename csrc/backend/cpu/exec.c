@@ -229,4 +229,7 @@ void ane_cpu_thread(const ane_cpu_binding *b, size_t i, ane_thread_info *info) {
 
 void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info) {
     ane_plan_memory(b->plan, info);
+    info->packed = 0;                   /* what is there by now */
+    for (ane_packed *k = b->plan->packed; k; k = k->next)
+        if (atomic_load(&k->state) == 2) info->packed += k->bytes;
 }
