@@ -320,6 +320,55 @@ def test_refuses_and_warns():
         anetorch.compile(build(lambda x: mil.ops.relu(x=x), x=(4,)), numerics="ane")
 
 
+@pytest.mark.parametrize("make", [lambda: everything, lambda: walked(everything)], ids=["plan", "walk"])
+def test_every_allocation_may_fail(make):
+    fn = make()
+    args = {"a": np.ones((6, 8), F16), "b": np.ones((8, 4), F16), "i": np.ones((7, 3), np.int32)}
+    if fn is not everything:
+        args["one"] = np.int32(1)
+    kinds = {"float16": "fp16", "int32": "int32"}
+    p = mil.build(lambda **v: dict(zip("smrfntc", fn(**v))),
+                  {k: mil.spec(np.shape(v), kinds[np.asarray(v).dtype.name]) for k, v in args.items()})
+    want = {k: np.asarray(v).copy() for k, v in ane(p)(**args).items()}
+    failures = 0
+    for n in range(1, 20000, 7):            # every seventh: each takes a whole compile
+        k = ane(p)
+        anetorch._core._testing.fail_after(n)
+        try:
+            got = k(**args)
+        except MemoryError:
+            failures += 1
+            continue
+        finally:
+            anetorch._core._testing.fail_after(0)
+        for name, w in want.items():
+            np.testing.assert_array_equal(np.asarray(got[name]), w)
+        break
+    else:
+        pytest.fail("no attempt came through")
+    assert failures > 5
+
+
+def test_a_model_keeps_its_host_arithmetic():
+    """numerics="ane" is for what would run on the engine; norms, loss and the rest stay IEEE."""
+    from anetorch.nn import programs
+    from anetorch.nn.config import Config
+    from anetorch.nn.transformer import Model
+
+    config = Config.preset("tiny")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", anetorch.EngineWarning)      # no kernel needs a refused op
+        model = Model(config, batch=1, seq=16, numerics="ane", target="m5")
+        plain = Model(config, batch=1, seq=16, params=model.params)
+        ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, 17))
+        losses = [m.step_forward_backward(ids[:, :-1], ids[:, 1:]) for m in (model, plain)]
+    kinds = {name: {k.numerics for (n, _), k in model._kernels.items() if n == name}
+             for name, _ in model._kernels}
+    assert {n for n, k in kinds.items() if k == {"ieee"}} == set(kinds) & set(programs.HOST)
+    assert {n for n, k in kinds.items() if k == {"ane"}} == set(kinds) - set(programs.HOST) != set()
+    assert np.isfinite(losses).all() and losses[0] != losses[1] or losses[0] == pytest.approx(losses[1])
+
+
 # ------------------------------------------------------------------ the table
 
 ROOT = Path(__file__).parents[1]

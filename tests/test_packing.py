@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import anetorch
-from anetorch import kernels, mil
+from anetorch import _core, kernels, mil
 from anetorch.nn.config import Config
 
 F16 = np.float16
@@ -149,3 +149,24 @@ def test_refuses():
         packed.stage(x=np.zeros((16, 5), F16))
     with pytest.raises(ValueError, match=r"w has shape \(16, 7\), got \(7, 16\)"):
         packed.stage(np.zeros((16, 5), F16), np.zeros((7, 16), F16))
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_every_allocation_may_fail(sticky):
+    p = PROGRAMS["ragged"]()
+    text, failures = p.text(), 0
+    want = p.pack()[0].text()
+    for n in range(1, 2000):
+        _core._testing.fail_after(n, sticky)
+        try:
+            got = p.pack()[0]
+        except MemoryError:
+            failures += 1
+            continue
+        finally:
+            _core._testing.fail_after(0)
+        assert got.text() == want
+        break
+    else:
+        pytest.fail("no attempt came through")
+    assert failures > 5 and p.text() == text

@@ -143,9 +143,8 @@ static void used(walk *w, const ane_block *b, const ane_value *v) {
 
 /* The value as the target's arithmetic takes it in. One more reference, or a copy. */
 static ane_status narrowed(const walk *w, ane_rt *r, ane_rt **out) {
-    *out = r;
     if (r->kind != ANE_T_TENSOR || !r->data || !ane_target_narrows(w->opts->target, r->dtype)) {
-        ane_rt_retain(r);
+        *out = ane_rt_retain(r);
         return ANE_OK;
     }
     ane_rt *own = ane_rt_tensor(r->dtype, r->rank, r->shape);

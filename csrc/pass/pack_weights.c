@@ -62,78 +62,50 @@ static bool better(const score *a, const score *b) {
     return false;
 }
 
-static score rate(const side *s, int64_t rows, int64_t columns, int64_t scattered) {
-    score r = {.scattered = scattered, .side = rows > columns ? rows : columns};
-    r.large = (rows > ANE_LIMIT_LARGE_DIM) + (columns > ANE_LIMIT_LARGE_DIM);
-    r.waste = rows * columns;
-    for (int i = 0; i < s->n; i++) r.waste -= count(&s->slots[i]);
-    return r;
-}
-
-static score rate_rows(const side *s, int64_t rows, int64_t *columns) {
-    int64_t scattered = 0;
-    *columns = 0;
+/* The layout that follows from the side's own dim: rows of inputs, columns of outputs. False:
+ * it does not divide every output. */
+static bool rate(side *s, bool inputs, int64_t own, score *out) {
+    int64_t other = 0, waste = 0;
+    *out = (score){0};
     for (int i = 0; i < s->n; i++) {
-        int64_t c = (count(&s->slots[i]) + rows - 1) / rows;
-        scattered += !ane_slot_splits(s->slots[i].rank, s->slots[i].dims, c);
-        *columns += c;
+        int64_t n = count(&s->slots[i]);
+        if (!inputs && n % own) return false;
+        int64_t share = (n + own - 1) / own, columns = inputs ? share : own;
+        out->scattered += !ane_slot_splits(s->slots[i].rank, s->slots[i].dims, columns);
+        other += share;
+        waste += share * own - n;
     }
-    return rate(s, rows, *columns, scattered);
+    s->rows = inputs ? own : other;
+    s->columns = inputs ? other : own;
+    out->large = (s->rows > ANE_LIMIT_LARGE_DIM) + (s->columns > ANE_LIMIT_LARGE_DIM);
+    out->waste = waste;
+    out->side = own > other ? own : other;
+    return true;
 }
 
-/* Rows are a product of some parameter's leading dims: its channels, most often. */
-static void lay_out_inputs(side *s) {
-    score best = {.large = INT64_MAX};
+/* Rows are a product of some input's leading dims (its channels, most often), columns one of
+ * some output's trailing dims. */
+static void lay_out(side *s, bool inputs) {
+    score best = {.large = INT64_MAX}, r;
+    int64_t chosen = 1, at = 0;
     for (int i = 0; i < s->n; i++) {
-        int64_t rows = 1;
-        for (int d = -1; d < s->slots[i].rank; d++) {
-            if (d >= 0) rows *= s->slots[i].dims[d];
-            int64_t columns;
-            score r = rate_rows(s, rows, &columns);
-            if (!better(&r, &best)) continue;
+        const ane_slot *slot = &s->slots[i];
+        int64_t own = 1;
+        for (int d = 0; d <= slot->rank; d++) {
+            if (d) own *= slot->dims[inputs ? d - 1 : slot->rank - d];
+            if (!rate(s, inputs, own, &r) || !better(&r, &best)) continue;
             best = r;
-            s->rows = rows;
-            s->columns = columns;
+            chosen = own;
         }
     }
-    int64_t at = 0;
+    (void)rate(s, inputs, chosen, &r);
     for (int i = 0; i < s->n; i++) {
         ane_slot *slot = &s->slots[i];
-        slot->rows = s->rows;
-        slot->columns = (count(slot) + s->rows - 1) / s->rows;
-        slot->column = at;
-        at += slot->columns;
-    }
-}
-
-/* Columns are a product of some result's trailing dims that divides all. */
-static void lay_out_outputs(side *s) {
-    score best = {.large = INT64_MAX};
-    for (int i = 0; i < s->n; i++) {
-        int64_t columns = 1;
-        for (int d = s->slots[i].rank; d >= 0; d--) {
-            if (d < s->slots[i].rank) columns *= s->slots[i].dims[d];
-            int64_t rows = 0, scattered = 0;
-            bool divides = true;
-            for (int k = 0; k < s->n; k++) {
-                divides = divides && count(&s->slots[k]) % columns == 0;
-                rows += count(&s->slots[k]) / columns;
-                scattered += !ane_slot_splits(s->slots[k].rank, s->slots[k].dims, columns);
-            }
-            score r = rate(s, rows, columns, scattered);
-            if (!divides || !better(&r, &best)) continue;
-            best = r;
-            s->rows = rows;
-            s->columns = columns;
-        }
-    }
-    int64_t at = 0;
-    for (int i = 0; i < s->n; i++) {
-        ane_slot *slot = &s->slots[i];
-        slot->columns = s->columns;
-        slot->rows = count(slot) / s->columns;
-        slot->row = at;
-        at += slot->rows;
+        int64_t share = (count(slot) + chosen - 1) / chosen;
+        slot->rows = inputs ? chosen : share;
+        slot->columns = inputs ? share : chosen;
+        *(inputs ? &slot->column : &slot->row) = at;
+        at += share;
     }
 }
 
@@ -318,8 +290,8 @@ ane_status ane_program_pack(const ane_program *p, const char *function, ane_prog
     if (!st) st = list_side(m.p->arena, f->params, f->n_params, "input", &in, err);
     if (!st) st = list_side(m.p->arena, f->body->outputs, f->body->n_outputs, "output", &outs, err);
     if (st) goto done;
-    lay_out_inputs(&in);
-    lay_out_outputs(&outs);
+    lay_out(&in, true);
+    lay_out(&outs, false);
     *layout = (ane_packing){.n_in = (size_t)in.n, .n_out = (size_t)outs.n, .in = in.slots,
                             .out = outs.slots, .in_rows = in.rows, .in_columns = in.columns,
                             .out_rows = outs.rows, .out_columns = outs.columns};
