@@ -277,12 +277,12 @@ def test_a_second_process_compiles_nothing(forking):
         assert text[0] == "anetorch engine index 1" and text[-1] == "end"
         keys = dict(t.split(" ", 1) for t in text[1:6])
         assert list(keys) == ["program", "weights", "id", "chip", "build"]
-        assert keys["id"] == entry().name and keys["id"].startswith(keys["program"])
+        assert keys["id"] == entry().name
         assert (keys["chip"], keys["build"]) == ("h16g", "26A428")
         import hashlib
         (folder,) = kept.iterdir()
         digest = hashlib.sha256((folder / "model.mil").read_bytes()).hexdigest().upper()
-        assert keys["program"] == digest
+        assert keys["id"].startswith(digest)                # the stand-in's own
     """)
 
 

@@ -52,6 +52,7 @@ ane_status ane_claim_work(ane_claim *c, const char *folder, ane_error *err) {
                                 "with the same program for %ld s; it holds the lock of %s",
                                 waited / 1000, path);
             }
+            c->waited = true;
             if (!waited) ane__log("ane: waiting for another process with the same program");
             struct timespec pause = {0, ANE_APPLE_WAIT_STEP_MS * 1000000L};
             nanosleep(&pause, NULL);

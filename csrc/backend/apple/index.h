@@ -9,7 +9,7 @@
 
 /* What a compiled program depends on. */
 typedef struct ane_index_key {
-    const char *program, *weights;      /* SHA-256, in hexadecimal */
+    const char *program, *weights;      /* hashes; see source.h */
     const char *hex, *chip, *build;
 } ane_index_key;
 

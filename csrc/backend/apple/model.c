@@ -2,11 +2,9 @@
  * and two users of one identifier must not write or remove its folder at the same time. */
 #include "model.h"
 
-#include "folder.h"
 #include "index.h"
 
 #include "../../base/env.h"
-#include "../../base/sha256.h"
 #include "../../base/sync.h"
 
 #include <stdatomic.h>
@@ -26,75 +24,8 @@ static void milliseconds(long ms) {
     nanosleep(&t, NULL);
 }
 
-/* ---------------------------------------------------------------- text and weights */
-
-typedef struct source {
-    char *text;
-    size_t n;
-    ane_weight_blob *blobs;
-    size_t n_blobs, cap;
-} source;
-
-/* The weight file behind a constant is handed over whole, as the text's offsets count from
- * its beginning: what the constant views must still be that file. */
-static ane_status add_blob(source *s, const ane_const *c, ane_error *err) {
-    if (!c->blob_path) return ANE_OK;
-    for (size_t i = 0; i < s->n_blobs; i++)
-        if (!strcmp(s->blobs[i].path, c->blob_path)) return ANE_OK;
-    if (!ane_folder_relative(c->blob_path))
-        return ane_fail(err, ANE_ERR_INVALID,
-                        "[compile] weight file '%.200s' is not a path below @model_path/",
-                        c->blob_path);
-    uint32_t mark = 0;
-    const char *base = c->owner ? ane_surface_base(c->owner) : NULL;
-    size_t have = c->owner ? ane_surface_bytes(c->owner) : 0;
-    if (have >= 64 && c->blob_offset <= have - 64) memcpy(&mark, base + c->blob_offset, sizeof mark);
-    if (mark != 0xDEADBEEF)
-        return ane_fail(err, ANE_ERR_UNSUPPORTED,
-                        "[compile] weight file '%.200s' is %s; the engine needs it whole, "
-                        "with aligned records", c->blob_path,
-                        c->data ? "held in parts" : "missing");
-    if (s->n_blobs == s->cap) {
-        size_t cap = s->cap ? 2 * s->cap : 8;
-        ane_weight_blob *more = ane_realloc(s->blobs, cap * sizeof *more);
-        if (!more) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
-        s->blobs = more;
-        s->cap = cap;
-    }
-    s->blobs[s->n_blobs++] = (ane_weight_blob){c->blob_path, base, have};
-    return ANE_OK;
-}
-
-/* Recursion is bounded by ANE_MAX_BLOCK_DEPTH. */
-static ane_status find_blobs(source *s, const ane_block *b, ane_error *err) {
-    ane_status st = ANE_OK;
-    for (const ane_op *op = b->first; op && !st; op = op->next) {
-        for (int i = 0; i < op->n_results && !st; i++)
-            if (op->results[i]->konst) st = add_blob(s, op->results[i]->konst, err);
-        for (int i = 0; i < op->n_blocks && !st; i++) st = find_blobs(s, op->blocks[i], err);
-    }
-    return st;
-}
-
-/* What the compiled code depends on. Names and lengths of the weights count here; in the
- * framework's identifier they do not, so two programs may share one. */
-static void hash_source(const source *s, ane_model *m) {
-    ane_sha256 h;
-    ane_sha256_init(&h);
-    ane_sha256_add(&h, s->text, s->n);
-    ane_sha256_hex(&h, m->program);
-    ane_sha256_init(&h);
-    for (size_t i = 0; i < s->n_blobs; i++) {
-        uint64_t n = s->blobs[i].bytes;
-        ane_sha256_add(&h, s->blobs[i].path, strlen(s->blobs[i].path) + 1);
-        ane_sha256_add(&h, &n, sizeof n);
-        ane_sha256_add(&h, s->blobs[i].data, s->blobs[i].bytes);
-    }
-    ane_sha256_hex(&h, m->weights);
-}
-
 /* {path: {"offset": 0, "data": bytes}}; never nil, which would give no descriptor. */
-static void *weights_retained(const ane_objc *rt, const source *s) {
+static void *weights_retained(const ane_objc *rt, const ane_source *s) {
     void *all = ane_cf_dict_retained(rt);
     bool ok = all != NULL;
     for (size_t i = 0; i < s->n_blobs && ok; i++) {
@@ -130,7 +61,7 @@ static bool plain(const char *hex) {
 }
 
 /* The model object, +1, with its identifier and folder. */
-static ane_status describe(const ane_objc *rt, const source *s, ane_model *m, ane_error *err) {
+static ane_status describe(const ane_objc *rt, const ane_source *s, ane_model *m, ane_error *err) {
     char temp[768];
     ane_cf text = rt->CFDataCreate(NULL, (const uint8_t *)s->text, (int64_t)s->n);
     void *weights = weights_retained(rt, s);
@@ -212,7 +143,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static ane_status compile(const ane_objc *rt, const source *s, ane_model *m, ane_cf options,
+static ane_status compile(const ane_objc *rt, const ane_source *s, ane_model *m, ane_cf options,
                           ane_error *err) {
     ane_id error = NULL;
     ane_status st = spend_compile(err);
@@ -266,35 +197,59 @@ static void unload(const ane_objc *rt, ane_model *m) {
 double ane_model_unload_seconds(void) { return atomic_load(&last_unload); }
 
 /* A compiled program that the system still has, and that our index knows as made from just
- * this source on this chip and system, needs no folder and no compile. Where its load fails
- * or its ports are others, the entry was stale, which costs one compile. */
+ * this source on this chip and system, needs no folder, no lock and no compile. Where its load
+ * fails or its ports are others, the entry was stale, which costs one compile; what was
+ * loaded is then still to be unloaded. */
 static ane_status use_compiled(const ane_objc *rt, ane_model *m, const ane_index_key *key,
                                ane_cf options, ane_error *err) {
     if (!ane_send_exists(rt, m->object) || !ane_index_find(key)) return ANE_ERR_NOT_FOUND;
     ane_status st = load(rt, m, options, err);
     if (!st) st = ane_ports_read(rt, m, err);
     if (!st && !ane_index_confirm(key, m)) st = ANE_ERR_NOT_FOUND;
-    if (!st) m->cached = true;
-    else unload(rt, m);
+    m->cached = !st;
     ane_index_count(st ? ANE_INDEX_STALE : ANE_INDEX_HIT);
     return st;
 }
 
-static ane_status compile_and_load(const ane_objc *rt, const source *s, ane_model *m,
-                                   ane_error *err) {
+static ane_status compile_and_load(const ane_objc *rt, const ane_source *s, ane_model *m,
+                                   const ane_index_key *key, ane_cf options, ane_error *err) {
+    ane_index_count(ANE_INDEX_MISS);
+    ane_index_remove(m->hex);           /* nothing says what the system has from here on */
+    ane_status st = compile(rt, s, m, options, err);
+    if (!st) st = load(rt, m, options, err);
+    if (!st) st = ane_ports_read(rt, m, err);
+    if (!st) ane_index_put(key, m);
+    return st;
+}
+
+/* With the work claimed: the framework's unload removes the folder, which may be in use. */
+static void unload_aside(const ane_objc *rt, ane_model *m) {
+    ane_folder_hide(m->folder);
+    unload(rt, m);
+    ane_folder_show(m->folder);
+}
+
+static ane_status bring_up(const ane_objc *rt, const ane_source *s, ane_model *m,
+                           ane_error *err) {
     ane_index_key key = {.hex = m->hex, .program = m->program, .weights = m->weights,
                          .chip = rt->chip, .build = rt->build};
     void *options = ane_cf_dict_retained(rt);
     if (!options) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
     ane_status st = use_compiled(rt, m, &key, options, err);
-    if (st) {
-        ane_index_count(ANE_INDEX_MISS);
-        ane_index_remove(m->hex);       /* nothing says what the system has from here on */
-        st = compile(rt, s, m, options, err);
-        if (!st) st = load(rt, m, options, err);
-        if (!st) st = ane_ports_read(rt, m, err);
-        if (!st) ane_index_put(&key, m);
+    if (!st) goto done;
+    st = ane_claim_work(&m->claim, m->folder, err);
+    if (st) goto done;
+    ane_folder_show(m->folder);         /* a process died while it was hidden */
+    unload_aside(rt, m);
+    st = ane_claim_use(&m->claim, m->folder, err);
+    /* Whoever we waited for has compiled it, most likely. */
+    if (!st && m->claim.waited) st = use_compiled(rt, m, &key, options, err);
+    if (m->claim.use >= 0 && (st || !m->claim.waited)) {
+        unload_aside(rt, m);
+        st = compile_and_load(rt, s, m, &key, options, err);
     }
+    if (!st) ane_claim_done(&m->claim, m->folder, false);
+done:
     ane_cf_release(rt, options);
     return st;
 }
@@ -308,28 +263,17 @@ static void destroy(const ane_objc *rt, ane_model *m) {
     ane_free(m);
 }
 
-/* With the work claimed. The framework's unload removes the folder, so where another process
- * uses it, it is out of the way meanwhile; else it goes whatever happens. */
+/* With the work claimed. The folder goes whatever happens, unless another process uses it. */
 static void take_down(const ane_objc *rt, ane_model *m) {
     bool last = ane_claim_leave(&m->claim, m->folder);
-    if (!last) ane_folder_hide(m->folder);
+    ane_folder_hide(m->folder);
     unload(rt, m);
     if (m->object) rt->objc_release(m->object);
     m->object = NULL;
+    ane_folder_show(m->folder);
     if (last) ane_folder_remove(m->folder);
-    else ane_folder_show(m->folder);
     ane_claim_done(&m->claim, m->folder, last);
     destroy(rt, m);
-}
-
-static ane_status bring_up(const ane_objc *rt, const source *s, ane_model *m, ane_error *err) {
-    ane_status st = ane_claim_work(&m->claim, m->folder, err);
-    if (st) return st;
-    ane_folder_show(m->folder);         /* a process died while it was hidden */
-    st = ane_claim_use(&m->claim, m->folder, err);
-    if (!st) st = compile_and_load(rt, s, m, err);
-    if (!st) ane_claim_done(&m->claim, m->folder, false);
-    return st;
 }
 
 /* The loaded model of m's identifier, which must then be of the same source. */
@@ -346,16 +290,18 @@ static ane_status find_same(const ane_model *m, ane_model **out, ane_error *err)
 
 ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_model **out,
                              bool *refused, ane_error *err) {
-    source s = {0};
+    ane_source s = {0};
     ane_model *same = NULL, *m = ane_calloc(1, sizeof *m);
     if (!m) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
     double start = now();
     m->claim = (ane_claim)ANE_CLAIM_NONE;
     m->pid = (long)getpid();
     ane_status st = ane_ports_check(f, m, err);
-    if (!st) st = ane_program_print(f->program, NULL, &s.text, &s.n, err);
-    if (!st) st = find_blobs(&s, f->body, err);
-    if (!st) hash_source(&s, m);
+    if (!st) st = ane_source_make(&s, f, err);
+    if (!st) {
+        memcpy(m->program, s.program_hash, sizeof m->program);
+        memcpy(m->weights, s.weights_hash, sizeof m->weights);
+    }
     ane_mutex_lock(&lock);
     if (!st) st = describe(rt, &s, m, err);
     m->seconds[ANE_PHASE_DESCRIBE] = now() - start;
@@ -371,11 +317,10 @@ ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_mode
         *out = m;
     }
     *refused = st && m->refused;
-    if (m->claim.work >= 0) take_down(rt, m);
+    if (m->claim.work >= 0 || (st && m->loaded)) take_down(rt, m);
     else if (st || same) destroy(rt, m);
     ane_mutex_unlock(&lock);
-    ane_free(s.text);
-    ane_free(s.blobs);
+    ane_source_free(&s);
     return st;
 }
 

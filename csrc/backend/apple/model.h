@@ -4,6 +4,7 @@
 
 #include "claim.h"
 #include "objc.h"
+#include "source.h"
 
 #include "../backend.h"
 
@@ -29,7 +30,7 @@ enum {
 typedef struct ane_model {
     char hex[224];
     char folder[1024];
-    char program[65], weights[65];      /* SHA-256 of the text; of names and bytes */
+    char program[ANE_HASH_TEXT], weights[ANE_HASH_TEXT];        /* see source.h */
     ane_claim claim;
     long pid;                           /* the process that loaded it */
     int refs;                           /* kernels of this process with this text */
