@@ -57,21 +57,25 @@ def affine(shape=(1, 8, 2, 5), factor=2.0):
 '''
 
 
-@pytest.fixture(scope="session")
-def stand_in(tmp_path_factory):
+def build(lib):
+    """Compiles the stand-in against the library beside the package; returns lib."""
     cc = shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
     engine = next(Path(anetorch._core.__file__).parent.glob("libanetorch.so*"), None)
     if sys.platform != "linux" or not cc or not engine:
         pytest.skip("needs Linux, a C compiler and libanetorch beside the package")
     if "asan" in subprocess.run(["ldd", str(engine)], capture_output=True, text=True).stdout:
         pytest.skip("the stand-in's traps and a sanitizer's preloading are not combined here")
-    lib = tmp_path_factory.getbasetemp() / "standin.so"
-    if not lib.exists():
-        subprocess.run([cc, "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-g", "-O1",
-                        "-fPIC", "-shared", "-fvisibility=hidden",
-                        *map(str, sorted((HERE / "standin").glob("*.c"))), "-o", str(lib),
-                        str(engine), "-lpthread"], check=True)
+    subprocess.run([cc, "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-g", "-O1",
+                    "-fPIC", "-shared", "-fvisibility=hidden",
+                    *map(str, sorted((HERE / "standin").glob("*.c"))), "-o", str(lib),
+                    str(engine), "-lpthread"], check=True)
     return lib
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    lib = tmp_path_factory.getbasetemp() / "standin.so"     # one for all test files
+    return lib if lib.exists() else build(lib)
 
 
 def environment(stand_in, tmp_path):
