@@ -19,7 +19,6 @@
 id objc_retain(id o);
 void objc_release(id o);
 id objc_autorelease(id o);
-id NSTemporaryDirectory(void);
 
 static class_t *cls_descriptor, *cls_model, *cls_request, *cls_object, *cls_client, *cls_info,
     *cls_qos;
@@ -302,7 +301,7 @@ static id model_hex(id self, SEL sel) {
 }
 
 static void folder_of(const model *m, char *out, size_t n) {
-    snprintf(out, n, "%s%s", cf_utf8(NSTemporaryDirectory()), cf_utf8(m->hex));
+    snprintf(out, n, "%s/%s", cf_temporary_folder(), cf_utf8(m->hex));
 }
 
 static bool compiled_exists(id self, SEL sel) {
@@ -355,7 +354,7 @@ static bool compile_locked(model *m, id *error) {
     if (knob.compiles >= knob.compile_budget)
         return fail(error, COMPILER, 1, "_ANECompiler : ANECCompile() FAILED", NULL);
     if (standin_fails(&knob.fail_compile))
-        return fail(error, COMPILER, 1, "_ANECompiler : ANECCompile() FAILED",
+        return fail(error, COMPILER, knob.compile_code, "_ANECompiler : ANECCompile() FAILED",
                     "CompilationFailure");
     if (!files_present(m, folder))
         return fail(error, COMPILER, 1, "_ANECompiler : ANECCompile() FAILED", NULL);
@@ -436,6 +435,31 @@ static id indices(size_t n) {
     return list;
 }
 
+/* What no account has shown, one way at a time. */
+static void make_odd(id *all, id desc, id proc, id status) {
+    id port = cf_at(cf_get(status, "LiveInputList"), 0);
+    switch (knob.odd_attributes) {
+    case 1:
+        objc_release(*all);
+        *all = cf_string("attributes");
+        return;
+    case 2: cf_put(*all, "ANEFModelDescription", cf_int(1)); return;
+    case 3: cf_put(*all, "NetworkStatusList", cf_array()); return;
+    case 4: cf_put(desc, "ANEFModelProcedures", cf_array()); return;
+    case 5: cf_put(desc, "kANEFModelInputSymbolsArrayKey", cf_string("x")); return;
+    case 6: cf_put(proc, "ANEFModelInputSymbolIndexArray", indices(1)); return;
+    case 7: cf_put(desc, "kANEFModelOutputSymbolsArrayKey", cf_array()); return;
+    case 8: cf_put(port, "Type", cf_string("Float32")); return;
+    case 9: cf_put(port, "Width", cf_int(4096)); return;
+    case 10: cf_put(port, "RowStride", cf_int(0)); return;
+    case 11: cf_put(port, "RowStride", cf_string("64")); return;
+    case 12: cf_put(port, "PlaneStride", cf_int(64)); return;      /* two rows need 128 */
+    case 13: cf_put(port, "Interleave", cf_int(4)); return;
+    case 14: cf_put(port, "BatchStride", cf_int(INT64_MAX)); return;
+    default: standin_trap("odd_attributes %ld", (long)knob.odd_attributes);
+    }
+}
+
 static id attributes_of(const compiled *c) {
     id all = cf_dict(), desc = cf_dict(), procs = cf_array(), proc = cf_dict();
     cf_put(proc, "ANEFModelProcedureID", cf_int(0));
@@ -455,6 +479,7 @@ static id attributes_of(const compiled *c) {
     cf_put(status, "LiveOutputList", port_list(c->out, c->n_out));
     cf_append_owned(list, status);
     cf_put(all, "NetworkStatusList", list);
+    if (knob.odd_attributes) make_odd(&all, desc, proc, status);
     return all;
 }
 
@@ -463,7 +488,10 @@ static bool load(id self, SEL sel, unsigned qos, id options, id *error) {
     model *m = self_model(self, "loadWithQoS:options:error:");
     check_options(options, "loadWithQoS:options:error:");
     if (standin_fails(&knob.fail_load)) {
-        if (!knob.era27) return fail(error, DOMAIN, 6, "Program load failure (0x20004)", NULL);
+        char text[64];
+        if (knob.load_code) return fail(error, DOMAIN, knob.load_code, "Program load failure", NULL);
+        snprintf(text, sizeof text, "Program load failure (0x%lX)", (long)knob.load_word);
+        if (!knob.era27) return fail(error, DOMAIN, 6, text, NULL);
         fail(error, DOMAIN, 53, "Program load failure", NULL);
         if (error) {
             cf_error_put(*error, "_ANEErrorUnderlyingStatus", cf_int(1));
@@ -622,6 +650,7 @@ static bool validate(id self, SEL sel) {
     (void)sel;
     standin_check(self, cls_request, "validate");
     const request *r = (const request *)self;
+    if (standin_fails(&knob.fail_validate)) return false;
     return valid_side(r->in, r->in_index) && valid_side(r->out, r->out_index) &&
            cf_int_value(r->procedure) <= 128;
 }
@@ -666,6 +695,7 @@ static bool inference_error(id *error, long status) {
     snprintf(text, sizeof text,
              "ANEProgramProcessRequestDirect() Failed with status=0x%lx : statusType=0x9: "
              "Program Inference error", status);
+    if (knob.bare_text) strcpy(text, "Program Inference error");
     fail(error, DOMAIN, knob.era27 && status == 0x1d ? 42 : 8, text, NULL);
     if (error && knob.era27)
         cf_error_put(*error, "_ANEErrorUnderlyingStatus", cf_int((int64_t)status));
@@ -750,9 +780,16 @@ static id client_shared(id self, SEL sel) {
     (void)self, (void)sel;
     return shared_client();
 }
-static bool realtime(id self, SEL sel) {
+static bool begin_realtime(id self, SEL sel) {
     (void)sel;
-    standin_check(self, cls_client, "RealTimeTask");
+    standin_check(self, cls_client, "beginRealTimeTask");
+    atomic_fetch_add(&knob.realtime_begun, 1);
+    return knob.realtime != 0;
+}
+static bool end_realtime(id self, SEL sel) {
+    (void)sel;
+    standin_check(self, cls_client, "endRealTimeTask");
+    atomic_fetch_add(&knob.realtime_ended, 1);
     return knob.realtime != 0;
 }
 static bool has_ane(id self, SEL sel) {
@@ -826,8 +863,8 @@ void ane_init(void) {
     M(cls_object, true, "objectWithIOSurface:", "@24@0:8^{__IOSurface=}16", wrap);
     M(cls_object, false, "ioSurface", "^{__IOSurface=}16@0:8", wrapper_surface);
     M(cls_client, true, "sharedConnection", "@16@0:8", client_shared);
-    M(cls_client, false, "beginRealTimeTask", "B16@0:8", realtime);
-    M(cls_client, false, "endRealTimeTask", "B16@0:8", realtime);
+    M(cls_client, false, "beginRealTimeTask", "B16@0:8", begin_realtime);
+    M(cls_client, false, "endRealTimeTask", "B16@0:8", end_realtime);
     M(cls_info, true, "hasANE", "B16@0:8", has_ane);
     M(cls_info, true, "isVirtualMachine", "B16@0:8", is_vm);
     M(cls_info, true, "numANEs", "I16@0:8", num_anes);

@@ -222,6 +222,7 @@ EXPORT CFTypeRef CFStringCreateWithCString(CFTypeRef alloc, const char *s, uint3
     (void)alloc;
     if (!s || enc != UTF8) standin_trap("CFStringCreateWithCString(%p, 0x%x)", (const void *)s,
                                         enc);
+    if (standin_fails(&knob.fail_cf)) return NULL;
     return cf_string(s);
 }
 EXPORT unsigned char CFStringGetCString(CFTypeRef s, char *buf, CFIndex n, uint32_t enc) {
@@ -238,6 +239,7 @@ EXPORT CFIndex CFStringGetLength(CFTypeRef s) {
 }
 EXPORT CFTypeRef CFDataCreate(CFTypeRef alloc, const uint8_t *p, CFIndex n) {
     (void)alloc;
+    if (standin_fails(&knob.fail_cf)) return NULL;
     if (n < 0 || (!p && n)) standin_trap("CFDataCreate(%p, %ld)", (const void *)p, n);
     return cf_data(p, (size_t)n);
 }
@@ -254,6 +256,7 @@ EXPORT CFTypeRef CFNumberCreate(CFTypeRef alloc, CFIndex type, const void *value
     (void)alloc;
     int32_t i;
     int64_t q;
+    if (standin_fails(&knob.fail_cf)) return NULL;
     if (type == 3) {
         memcpy(&i, value, sizeof i);
         return cf_int(i);
@@ -298,6 +301,7 @@ EXPORT CFTypeRef CFDictionaryCreateMutable(CFTypeRef alloc, CFIndex cap, const v
     (void)alloc, (void)cap;
     if (k != kCFTypeDictionaryKeyCallBacks || v != kCFTypeDictionaryValueCallBacks)
         standin_trap("CFDictionaryCreateMutable without the CFType callbacks");
+    if (standin_fails(&knob.fail_cf)) return NULL;
     return cf_dict();
 }
 EXPORT void CFDictionarySetValue(CFTypeRef d, const void *k, const void *v) {
@@ -313,6 +317,7 @@ EXPORT CFIndex CFDictionaryGetCount(CFTypeRef d) { return (CFIndex)cf_dict_count
 EXPORT CFTypeRef CFArrayCreate(CFTypeRef alloc, const void **v, CFIndex n, const void *cb) {
     (void)alloc;
     if (cb != kCFTypeArrayCallBacks) standin_trap("CFArrayCreate without the CFType callbacks");
+    if (standin_fails(&knob.fail_cf)) return NULL;
     id a = cf_array();
     for (CFIndex i = 0; i < n; i++) cf_append(a, (id)(uintptr_t)v[i]);
     return a;
@@ -322,9 +327,13 @@ EXPORT const void *CFArrayGetValueAtIndex(CFTypeRef a, CFIndex i) {
     return cf_at(a, (size_t)i);
 }
 
-EXPORT id NSTemporaryDirectory(void) {
+const char *cf_temporary_folder(void) {
     const char *dir = getenv("STANDIN_TMPDIR");
+    return dir ? dir : "/tmp";
+}
+EXPORT id NSTemporaryDirectory(void) {
     char path[1024];
-    snprintf(path, sizeof path, "%s/", dir ? dir : "/tmp");
+    if (standin_fails(&knob.fail_tmpdir)) return NULL;
+    snprintf(path, sizeof path, "%s/", cf_temporary_folder());
     return objc_autorelease(cf_string(path));
 }

@@ -84,6 +84,7 @@ void cf_put(id dict, const char *key, id value_owned);
 id cf_get(const void *dict, const char *key);       /* +0 or NULL */
 size_t cf_dict_count(const void *dict);
 void cf_dict_entry(const void *dict, size_t i, id *key, id *value);  /* sorted by key */
+const char *cf_temporary_folder(void);
 const void *cf_bytes(const void *data, size_t *n);
 /* +1: domain, code, text; underlying may be NULL (borrowed). */
 id cf_error(const char *domain, int64_t code, const char *text, id underlying);
@@ -118,13 +119,16 @@ enum {
     X(fail_load, 0) X(fail_attributes, 0) X(fail_evaluate, 0) X(fail_unload, 0)             \
     X(fail_request, 0) X(fail_wrap, 0) X(fail_surface, 0) X(fail_lock, 0)                   \
     X(fail_unlock, 0) X(fail_base, 0) X(transient_12, 0) X(forget_cache, 0)                 \
+    X(fail_validate, 0) X(fail_cf, 0) X(fail_tmpdir, 0) X(odd_attributes, 0)               \
+    X(load_word, 0x20004) X(load_code, 0) X(compile_code, 1) X(bare_text, 0)                \
     X(evaluate_status, 0x1d) X(realtime, 0) X(era27, 0)                                     \
     /* 1 + index of the method whose encoding is altered; class that is missing */          \
     X(alter_encoding, 0) X(hide_class, 0) X(hide_method, 0)                                 \
     /* counters */                                                                          \
     X(compiles, 0) X(cache_hits, 0) X(loads, 0) X(unloads, 0) X(evaluates, 0)               \
     X(live_objects, 0) X(live_surfaces, 0) X(loaded, 0) X(pool_depth, 0)                    \
-    X(leaked_to_no_pool, 0) X(engine_ns, 0)
+    X(leaked_to_no_pool, 0) X(realtime_begun, 0) X(realtime_ended, 0)                       \
+    X(engine_ns, 0)
 
 typedef struct knobs {
 #define X(name, def) atomic_long name;

@@ -1,5 +1,6 @@
 #include "source.h"
 
+#include "../../ir/target.h"
 #include "table.def"
 
 #include "../../ir/ops.h"
