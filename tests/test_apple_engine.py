@@ -149,7 +149,7 @@ def test_every_code_has_its_meaning_and_its_source(run):  # noqa: F811
                 got = message(lambda: anetorch.compile(affine(factor=7.0), device="ane"))
                 assert f"com.apple.appleneuralengine, code {{value}};" in got
             else:
-                knobs(fail_compile=1, compile_code=value)
+                knobs(fail_compile=2, compile_code=value)  # packed as well
                 got = message(lambda: anetorch.compile(affine(factor=7.0), device="ane"))
                 assert f"com.apple.appleneuralengine.compiler, code {{value}};" in got
             assert "believed to mean: " + text + ")" in got, (kind, value, got)
