@@ -87,8 +87,8 @@ def test_forward_and_gradient(table: str, case: tuple[int, ...], kind: str) -> N
         mask = rng.random((b, h, t, n)) < 0.7
         mask[..., 0] = True
     out = strided(np.full((b, h, t, dv), np.nan, "float32"), layout)
-    lse = np.full((b, h, t), np.nan, np.float32)
-    T.attention(table, q, k, v, out, scale, mask, lse, causal=kind == "causal")
+    rows = np.full((b, h, t, 2), np.nan, np.float32)
+    T.attention(table, q, k, v, out, scale, mask, rows, causal=kind == "causal")
     x = [a.astype(np.float64) for a in (q, k, v, dout)]
     wide = mask if mask is None or mask.dtype == bool else mask.astype(np.float64)
     ref, ref_lse, p, kk, vv = reference(*x[:3], scale, kind == "causal", wide)
@@ -101,11 +101,11 @@ def test_forward_and_gradient(table: str, case: tuple[int, ...], kind: str) -> N
     bound = ep @ np.abs(vv) + (n + 4) * U * (p @ np.abs(vv)) + 2.0**-149
     what = f"{table} {case} {kind}"
     tolerance.check(out, ref, bound, what)
-    tolerance.check(lse, ref_lse, (p * rel).sum(-1) + 8 * U * (np.abs(ref_lse) + 1), what + " lse")
+    tolerance.check(rows.astype(np.float64).sum(-1), ref_lse, (p * rel).sum(-1) + 8 * U * (np.abs(ref_lse) + 1), what + " lse")
 
     dq, dk, dvv = (strided(np.full(s, np.nan, "float32"), layout) for s in
                    ((b, h, t, d), (b, hk, n, d), (b, hk, n, dv)))
-    T.attention(table, q, k, v, out, scale, mask, lse, (dout, dq, dk, dvv), kind == "causal")
+    T.attention(table, q, k, v, out, scale, mask, rows, (dout, dq, dk, dvv), kind == "causal")
     rq, rk, rv, _, ds = gradient(*x[:3], scale, kind == "causal", wide, x[3])
     # dS = P (dP - delta) scale: P's error, and the products' own.
     size = np.abs(x[3]) @ np.abs(vv).swapaxes(-1, -2)
@@ -128,8 +128,8 @@ def test_forward_and_gradient(table: str, case: tuple[int, ...], kind: str) -> N
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_types_and_lse_on_demand(table: str) -> None:
-    """fp16 results; the gradient runs the forward pass itself where lse is not kept."""
+def test_types_and_sums_on_demand(table: str) -> None:
+    """fp16 results; the gradient runs the forward pass itself where its sums are not kept."""
     rng = np.random.default_rng(0)
     q, k, v, dout = (rng.standard_normal((1, 2, 40, 16)).astype(np.float16) for _ in range(4))
     wide = [a.astype(np.float64) for a in (q, k, v, dout)]
@@ -171,11 +171,11 @@ def test_same_bits_for_every_thread_count() -> None:
     seen = set()
     for threads in (1, 2, 5):
         _core.set_num_threads(threads)
-        out, lse = np.empty((2, 4, 150, 32), np.float32), np.empty((2, 4, 150), np.float32)
+        out, rows = np.empty((2, 4, 150, 32), np.float32), np.empty((2, 4, 150, 2), np.float32)
         dq, dk, dv = (np.empty((2, h, 150, 32), np.float32) for h in (4, 2, 2))
-        T.attention(TABLES[-1], q, k, v, out, 0.2, None, lse, causal=True)
-        T.attention(TABLES[-1], q, k, v, out, 0.2, None, lse, (dout, dq, dk, dv), True)
-        seen.add(b"".join(a.tobytes() for a in (out, lse, dq, dk, dv)))
+        T.attention(TABLES[-1], q, k, v, out, 0.2, None, rows, causal=True)
+        T.attention(TABLES[-1], q, k, v, out, 0.2, None, rows, (dout, dq, dk, dv), True)
+        seen.add(b"".join(a.tobytes() for a in (out, rows, dq, dk, dv)))
     _core.set_num_threads(before)
     assert len(seen) == 1
 

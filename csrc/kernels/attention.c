@@ -11,14 +11,19 @@
 
 /* s[i][q] = keep ? scale s : fill */
 static void fill_scores(const job *j, float *s, head h, size_t q0, size_t n, size_t k0,
-                        size_t keys) {
+                        size_t keys, float scale, float fill) {
     const ane_mat5 *m = j->a->mask;
     for (size_t q = 0; q < n; q++) {
         const char *p = at5(m, h, q0 + q) + (int64_t)k0 * m->s[4];
         float *x = s + q;
         for (size_t i = 0; i < keys; i++, p += m->s[4], x += j->nr)
-            *x = (*p != 0) == j->a->keep ? *x * j->a->scale : j->a->fill;
+            *x = (*p != 0) == j->a->keep ? *x * scale : fill;
     }
+}
+
+void ane__attention_zero(const job *j, float *ds, head h, size_t q0, size_t n, size_t k0,
+                         size_t keys) {
+    fill_scores(j, ds, h, q0, n, k0, keys, 1, 0);
 }
 
 float ane__attention_mask(const job *j, float *s, head h, size_t q0, size_t n, size_t k0,
@@ -27,7 +32,7 @@ float ane__attention_mask(const job *j, float *s, head h, size_t q0, size_t n, s
     float scale = a->scale, off = scale < 0 ? INFINITY : -INFINITY;
     bool mask = a->mask && !(spans && a->plain);
     if (mask && a->mask->dtype == ANE_BOOL) {
-        fill_scores(j, s, h, q0, n, k0, keys);
+        fill_scores(j, s, h, q0, n, k0, keys, scale, a->fill);
     } else if (mask) {
         /* As a panel of its own: queries side by side, like the scores. */
         ane_mat5 part = from_channel(a->mask, k0);
@@ -67,49 +72,97 @@ static void pack_task(void *arg, size_t i) {
     j->sizes[i] = longest_row(j, dst, panels * j->k_len, panels * j->k_len);
 }
 
-/* One panel of queries of one head. */
-static void forward_block(const job *j, head h, size_t q0, const float *k, const float *v,
-                          const float *sizes, float *work) {
-    size_t nr = j->nr, n = min_size(nr, j->q_len - q0), panels = up(j->dv, j->mr);
-    float *q = work, *s = q + j->d * nr, *o = s + j->keys * nr, *m = o + panels * nr;
-    float *l = m + nr, *fix = l + nr, *room = fix + nr;
-    pack_rows(j->e->pack_b, q, nr, &j->a->q, h, q0, n, j->d);
-    bool spans = spans_hold(j, longest_row(j, q, j->d * nr, j->d * nr), sizes[0], sizes[1]);
-    for (size_t i = 0; i < nr; i++) m[i] = -INFINITY, l[i] = 0;
-    memset(o, 0, panels * nr * sizeof *o);
-    ane_span seen = reach(j, h, q0, n, spans);
-    size_t first = (size_t)seen.first, end = (size_t)seen.end;
-    for (size_t k0 = first; k0 < end; k0 += j->keys) {
-        size_t keys = min_size(j->keys, end - k0), stored = min_size(j->keys, j->k_len - k0);
-        tall(j, keys, j->d, k + k0 * j->d, j->d * j->mr, q, s, nr, false);
-        float scale = ane__attention_mask(j, s, h, q0, n, k0, keys, spans, room);
-        j->t->attn_forward(s, keys, nr, scale, m, l, fix);
-        if (k0 > first) j->t->attn_rescale(o, j->dv, nr, fix);
-        tall(j, j->dv, keys, v + k0 * panels, stored * j->mr, s, o, nr, true);
-    }
-    for (size_t i = 0; i < nr; i++) fix[i] = 1 / l[i];
-    if (end)
-        j->t->attn_rescale(o, j->dv, nr, fix);
+/* Panels of queries that go over the keys together, so that a block of keys and values is
+ * fetched once for them: fewer where there are few, for the threads' sake. */
+#define PANELS 4
+static size_t panels_of(const job *j) {
+    size_t blocks = cut(j->q_len, j->nr);
+    return blocks >= 64 ? PANELS : blocks >= 16 ? PANELS / 2 : 1;
+}
+
+/* One panel of queries on its way over the keys: [d][nr], [channels][nr], per query the
+ * largest score and the sum of exponentials. */
+typedef struct panel {
+    float *q, *o, *m, *l;
+    size_t q0, n;
+    ane_span seen;
+    bool spans;
+} panel;
+
+static size_t panel_floats(const job *j) {
+    return (j->d + up(j->dv, j->mr) + 2) * j->nr;
+}
+
+static void begin_panel(const job *j, panel *p, head h, size_t q0, const float *sizes,
+                        float *work) {
+    size_t nr = j->nr, rows = up(j->dv, j->mr);
+    *p = (panel){.q = work, .o = work + j->d * nr, .q0 = q0, .n = min_size(nr, j->q_len - q0)};
+    p->m = p->o + rows * nr;
+    p->l = p->m + nr;
+    pack_rows(j->e->pack_b, p->q, nr, &j->a->q, h, q0, p->n, j->d);
+    p->spans = spans_hold(j, longest_row(j, p->q, j->d * nr, j->d * nr), sizes[0], sizes[1]);
+    p->seen = reach(j, h, q0, p->n, p->spans);
+    for (size_t i = 0; i < nr; i++) p->m[i] = -INFINITY, p->l[i] = 0;
+    memset(p->o, 0, rows * nr * sizeof *p->o);
+}
+
+/* Keys k0.. of a block, `stored` in all, whose values are at v. */
+static void add_block(const job *j, const panel *p, head h, size_t k0, size_t stored,
+                      const float *k, const float *v, float *s, float *fix, float *room) {
+    size_t nr = j->nr, keys = min_size(stored, (size_t)p->seen.end - k0);
+    tall(j, keys, j->d, k, j->d * j->mr, p->q, s, nr, false);
+    float scale = ane__attention_mask(j, s, h, p->q0, p->n, k0, keys, p->spans, room);
+    j->t->attn_forward(s, keys, nr, scale, p->m, p->l, fix);
+    if (k0 > (size_t)p->seen.first) j->t->attn_rescale(p->o, j->dv, nr, fix);
+    tall(j, j->dv, keys, v, stored * j->mr, s, p->o, nr, true);
+}
+
+static void end_panel(const job *j, const panel *p, head h, float *fix) {
+    size_t nr = j->nr;
+    for (size_t i = 0; i < nr; i++) fix[i] = 1 / p->l[i];
+    if (p->seen.end)
+        j->t->attn_rescale(p->o, j->dv, nr, fix);
     else
-        for (size_t i = 0; i < panels * nr; i++) o[i] = NAN;
-    if (j->a->lse)
-        for (size_t i = 0; i < n; i++) lse_of(j, h)[q0 + i] = m[i] + logf(l[i]);
-    put(j, o, nr, j->dv, n, &j->a->out, h, q0, true);
+        for (size_t i = 0; i < j->dv * nr; i++) p->o[i] = NAN;
+    if (j->a->rows) {
+        float *row = rows_of(j, h) + p->q0 * 2;
+        for (size_t i = 0; i < p->n; i++) row[2 * i] = p->m[i], row[2 * i + 1] = logf(p->l[i]);
+    }
+    put(j, p->o, nr, j->dv, p->n, &j->a->out, h, p->q0, true);
 }
 
 static void forward_task(void *arg, size_t i) {
     job *j = arg;
-    size_t blocks = cut(j->q_len, j->nr);
-    /* Long rows first: the last tasks of a causal core are then the short ones. */
-    size_t per = j->count * j->group, q0 = (blocks - 1 - i / per) * j->nr;
-    size_t pair = i % per / j->group;
-    head h = head_of(j, j->first + pair, i % per % j->group);
-    const float *k = j->packed + pair * (j->k_floats + j->v_floats);
-    size_t panels = up(j->dv, j->mr), room = j->a->mask ? j->keys * j->nr : 0;
-    float *work = ane_scratch_push((j->d * j->nr + j->keys * j->nr + panels * j->nr +
-                                    3 * j->nr + room) * sizeof(float));
-    if (work) forward_block(j, h, q0, k, k + j->k_floats, j->sizes + pair * 2, work);
-    else atomic_store(&j->status, (int)ANE_ERR_NOMEM);
+    size_t panels = panels_of(j), width = panels * j->nr, chunks = cut(j->q_len, width);
+    /* Head by head, so that its keys stay in the caches; long rows first, so that the last
+     * tasks of a causal core are short ones. */
+    size_t at = i / chunks, pair = at / j->group, rows = up(j->dv, j->mr);
+    size_t q0 = (chunks - 1 - i % chunks) * width, room = j->a->mask ? j->keys * j->nr : 0;
+    head h = head_of(j, j->first + pair, at % j->group);
+    const float *k = j->packed + pair * (j->k_floats + j->v_floats), *v = k + j->k_floats;
+    float *work = ane_scratch_push((panels * panel_floats(j) + (j->keys + 1) * j->nr + room) *
+                                   sizeof(float));
+    if (!work) {
+        atomic_store(&j->status, (int)ANE_ERR_NOMEM);
+        return;
+    }
+    float *s = work + panels * panel_floats(j), *fix = s + j->keys * j->nr;
+    panel p[PANELS];
+    size_t n = 0, first = j->k_len, end = 0;
+    for (; n < panels && q0 + n * j->nr < j->q_len; n++) {
+        begin_panel(j, &p[n], h, q0 + n * j->nr, j->sizes + pair * 2,
+                    work + n * panel_floats(j));
+        first = min_size(first, (size_t)p[n].seen.first);
+        if ((size_t)p[n].seen.end > end) end = (size_t)p[n].seen.end;
+    }
+    for (size_t k0 = first; k0 < end; k0 += j->keys) {
+        size_t stored = min_size(j->keys, j->k_len - k0);
+        for (size_t b = 0; b < n; b++)
+            if ((size_t)p[b].seen.first <= k0 && k0 < (size_t)p[b].seen.end)
+                add_block(j, &p[b], h, k0, stored, k + k0 * j->d, v + k0 * rows, s, fix,
+                          fix + j->nr);
+    }
+    for (size_t b = 0; b < n; b++) end_panel(j, &p[b], h, fix);
     ane_scratch_pop(work);
 }
 
@@ -177,7 +230,8 @@ ane_status ane_attention_with(const ane_kernels *table, const ane_attention_args
     for (j.first = 0; j.first < pairs && ran; j.first += step) {
         j.count = min_size(step, pairs - j.first);
         ran = ane_parallel_for(j.count * 2, pack_task, &j) &&
-              ane_parallel_for(j.count * j.group * cut(j.q_len, j.nr), forward_task, &j);
+              ane_parallel_for(j.count * j.group * cut(j.q_len, panels_of(&j) * j.nr), forward_task,
+                               &j);
     }
     ane_scratch_pop(j.packed);
     return ane__attention_done(&j, ran, err);

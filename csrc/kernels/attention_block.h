@@ -60,8 +60,8 @@ ane_status ane__attention_done(const job *j, bool ran, ane_error *err);
 static inline head head_of(const job *j, size_t pair, size_t r) {
     return (head){pair / j->kv_heads, pair % j->kv_heads, r};
 }
-static inline float *lse_of(const job *j, head h) {
-    return j->a->lse + ((h.b * j->kv_heads + h.g) * j->group + h.r) * j->q_len;
+static inline float *rows_of(const job *j, head h) {
+    return j->a->rows + ((h.b * j->kv_heads + h.g) * j->group + h.r) * j->q_len * 2;
 }
 
 /* ------------------------------------------------------------------ panels */
@@ -144,5 +144,8 @@ static inline ane_span reach(const job *j, head h, size_t q0, size_t n, bool spa
  * still to be applied: with an explicit mask the scores are scaled here. room: keys * nr. */
 float ane__attention_mask(const job *j, float *s, head h, size_t q0, size_t n, size_t k0,
                           size_t keys, bool spans, float *room);
+/* ds = 0 where a bool mask is not `keep`. */
+void ane__attention_zero(const job *j, float *ds, head h, size_t q0, size_t n, size_t k0,
+                         size_t keys);
 
 #endif

@@ -1,5 +1,5 @@
 /* The gradient of streaming attention: per key-value head, blocks of queries times blocks of
- * keys, the weights computed again from the forward pass's log-sums. */
+ * keys, the weights computed again from the forward pass's sums. */
 #include "attention_block.h"
 
 /* Everything one (batch, KV head) needs; all of it linear in the sequence. */
@@ -7,7 +7,7 @@ typedef struct grad {
     float *k, *v, *kt;          /* keys, values by rows; keys by columns, block by block */
     float *dk, *dv;             /* [keys][dk_ld], sums over queries and heads */
     float *qb, *ob, *qn, *on;   /* queries and dout of a block: by rows, by columns */
-    float *s, *dp, *packed, *dq, *lse, *delta, *room;
+    float *s, *dp, *packed, *dq, *m, *log_l, *delta, *room;
     size_t dk_ld, dv_ld, kt_rows;
     float longest_k, longest_v;
 } grad;
@@ -28,8 +28,9 @@ static size_t lay(const job *j, grad *g, float *base) {
         {&g->ob, bq * j->dv},          {&g->qn, bq * g->dk_ld},
         {&g->on, bq * g->dv_ld},       {&g->s, bq * j->keys},
         {&g->dp, bq * j->keys},        {&g->packed, bq * j->keys},
-        {&g->dq, bq * g->kt_rows},     {&g->lse, bq},
-        {&g->delta, bq},               {&g->room, j->a->mask ? j->keys * j->nr : 0},
+        {&g->dq, bq * g->kt_rows},     {&g->m, bq},
+        {&g->log_l, bq},               {&g->delta, bq},
+        {&g->room, j->a->mask ? j->keys * j->nr : 0},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (base) *parts[i].part = base + at;
@@ -38,22 +39,53 @@ static size_t lay(const job *j, grad *g, float *base) {
     return at;
 }
 
+/* What the panels of a block of queries see of a block of keys: panel i the first count[i]. */
+typedef struct sight {
+    size_t panels, keys;
+    size_t count[QUERIES];
+} sight;
+
+static void look(const job *j, head h, size_t q0, size_t n, size_t k0, size_t keys, bool spans,
+                 sight *see) {
+    see->panels = cut(n, j->nr);
+    see->keys = keys;
+    for (size_t i = 0; i < see->panels; i++) {
+        size_t p = i * j->nr;
+        ane_span r = reach(j, h, q0 + p, min_size(j->nr, n - p), spans);
+        size_t end = (size_t)r.end;
+        see->count[i] = (size_t)r.first > k0 || end <= k0 ? 0 : min_size(keys, end - k0);
+    }
+}
+
 /* Scores s[queries/nr][keys][nr] as panels of A: rows are keys, the sum runs over queries. */
-static void pack_scores(const job *j, const float *s, size_t keys, float *dst) {
-    for (size_t p = 0; p < j->queries; p += j->nr)
-        j->e->pack_a(dst + p * j->mr, j->queries * j->mr * sizeof(float), s + p * keys, ANE_F32,
-                     (int64_t)(j->nr * sizeof(float)), sizeof(float), keys, j->nr);
+static void pack_scores(const job *j, float *s, const sight *see, float *dst) {
+    for (size_t i = 0; i < see->panels; i++) {
+        float *from = s + i * see->keys * j->nr;
+        memset(from + see->count[i] * j->nr, 0,
+               (see->keys - see->count[i]) * j->nr * sizeof *from);
+        j->e->pack_a(dst + i * j->nr * j->mr, j->queries * j->mr * sizeof(float), from, ANE_F32,
+                     (int64_t)(j->nr * sizeof(float)), sizeof(float), see->keys, j->nr);
+    }
 }
 
-/* acc[keys][ld] += scores' x: x is the block's queries (or dout) by columns. */
-static void add_keys(const job *j, const float *packed, size_t keys, const float *x, float *acc,
-                     size_t ld) {
-    for (size_t c = 0; c < ld; c += j->nr)
-        tall(j, keys, j->queries, packed, j->queries * j->mr, x + c * j->queries, acc + c, ld,
-             true);
+/* acc[keys][ld] += scores' x: x is the block's queries (or dout) by columns. Only queries
+ * that see a key are summed over. */
+static void add_keys(const job *j, const float *packed, const sight *see, const float *x,
+                     float *acc, size_t ld) {
+    size_t nr = j->nr, mr = j->mr;
+    for (size_t k = 0; k < see->keys; k += mr) {
+        size_t a = 0, b = see->panels;
+        while (a < b && see->count[a] <= k) a++;
+        while (b > a && see->count[b - 1] <= k) b--;
+        if (a == b) continue;
+        for (size_t c = 0; c < ld; c += nr)
+            j->e->ukr(min_size(mr, see->keys - k), (b - a) * nr,
+                      packed + k * j->queries + a * nr * mr, x + (c * j->queries + a * nr * nr),
+                      acc + k * ld + c, ld, true);
+    }
 }
 
-/* Operands, lse and delta of queries q0..q0+n of one head; columns past n count as nothing. */
+/* Operands, sums and delta of queries q0..q0+n of one head; columns past n count as nothing. */
 static void grad_queries(const job *j, const grad *g, head h, size_t q0, size_t n) {
     const ane_attention_args *a = j->a;
     const ane_vec *vec = j->t->vec;
@@ -86,8 +118,11 @@ static void grad_queries(const job *j, const grad *g, head h, size_t q0, size_t 
         ane_mat5 part = from_channel(&j->g->dout, c);
         pack_cols(j->e->pack_b, g->on + c * bq, nr, &part, h, q0, n, min_size(nr, j->dv - c));
     }
-    const float *lse = lse_of(j, h) + q0;
-    for (size_t i = 0; i < bq; i++) g->lse[i] = i < n ? lse[i] : INFINITY;
+    const float *row = rows_of(j, h) + q0 * 2;
+    for (size_t i = 0; i < bq; i++) {
+        g->m[i] = i < n ? row[2 * i] : 0;
+        g->log_l[i] = i < n ? row[2 * i + 1] : INFINITY;
+    }
 }
 
 static void grad_head(const job *j, const grad *g, head h) {
@@ -103,29 +138,35 @@ static void grad_head(const job *j, const grad *g, head h) {
         for (size_t k0 = (size_t)seen.first; k0 < end; k0 += j->keys) {
             size_t keys = min_size(j->keys, end - k0);
             size_t stored = min_size(j->keys, j->k_len - k0);
-            for (size_t p = 0; p < bq; p += nr) {
+            sight see;
+            look(j, h, q0, n, k0, keys, spans, &see);
+            for (size_t i = 0; i < see.panels; i++) {
+                size_t p = i * nr, some = see.count[i];
                 float *s = g->s + p * keys, *dp = g->dp + p * keys;
-                tall(j, keys, j->d, g->k + k0 * j->d, j->d * j->mr, g->qb + p * j->d, s, nr,
+                if (!some) continue;
+                tall(j, some, j->d, g->k + k0 * j->d, j->d * j->mr, g->qb + p * j->d, s, nr,
                      false);
-                tall(j, keys, j->dv, g->v + k0 * j->dv, j->dv * j->mr, g->ob + p * j->dv, dp,
+                tall(j, some, j->dv, g->v + k0 * j->dv, j->dv * j->mr, g->ob + p * j->dv, dp,
                      nr, false);
-                size_t some = p < n ? min_size(nr, n - p) : 0;
-                float scale = ane__attention_mask(j, s, h, q0 + p, some, k0, keys, spans,
-                                                  g->room);
-                j->t->attn_backward(s, dp, keys, nr, scale, j->g->dscale, g->lse + p,
-                                    g->delta + p);
+                float scale = ane__attention_mask(j, s, h, q0 + p, min_size(nr, n - p), k0, some,
+                                                  spans, g->room);
+                j->t->attn_backward(s, dp, some, nr, scale, j->g->dscale, g->m + p,
+                                    g->log_l + p, g->delta + p);
+                if (j->g->masked && !spans && j->a->mask && j->a->mask->dtype == ANE_BOOL)
+                    ane__attention_zero(j, dp, h, q0 + p, min_size(nr, n - p), k0, some);
                 if (j->g->dq.data)
-                    tall(j, j->d, keys, g->kt + k0 * g->kt_rows, stored * j->mr, dp,
+                    tall(j, j->d, some, g->kt + k0 * g->kt_rows, stored * j->mr, dp,
                          g->dq + p * g->kt_rows, nr, true);
             }
             if (j->g->dv.data) {
-                pack_scores(j, g->s, keys, g->packed);
-                add_keys(j, g->packed, keys, g->on, g->dv + k0 * g->dv_ld, g->dv_ld);
+                pack_scores(j, g->s, &see, g->packed);
+                add_keys(j, g->packed, &see, g->on, g->dv + k0 * g->dv_ld, g->dv_ld);
             }
             if (j->g->dk.data) {
-                pack_scores(j, g->dp, keys, g->packed);
-                add_keys(j, g->packed, keys, g->qn, g->dk + k0 * g->dk_ld, g->dk_ld);
+                pack_scores(j, g->dp, &see, g->packed);
+                add_keys(j, g->packed, &see, g->qn, g->dk + k0 * g->dk_ld, g->dk_ld);
             }
+            if (ane_poll_check()) return;
         }
         for (size_t p = 0; p < n && j->g->dq.data; p += nr)
             put(j, g->dq + p * g->kt_rows, nr, j->d, min_size(nr, n - p), &j->g->dq, h,
@@ -176,10 +217,10 @@ ane_status ane_attention_grad_with(const ane_kernels *table,
         return ane_fail(err, ANE_ERR_DTYPE, "[attention_grad] expected float16, bfloat16 or "
                         "float32 gradients");
     void *mine = NULL;
-    if (!fwd.lse) {
-        mine = ane_scratch_push(pairs * j.group * j.q_len * sizeof(float));
+    if (!fwd.rows) {
+        mine = ane_scratch_push(pairs * j.group * j.q_len * 2 * sizeof(float));
         if (!mine) return ane_fail(err, ANE_ERR_NOMEM, "[attention_grad] no memory");
-        fwd.lse = mine;
+        fwd.rows = mine;
         st = ane_attention_with(table, &fwd, err);
     }
     j.g = args;

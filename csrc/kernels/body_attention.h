@@ -2,30 +2,61 @@
  * `w` queries side by side: everything is vertical, no lane ever meets its neighbour.
  * Included by ukr_*.c after body_vec.h. */
 
+/* 2^x for x <= 0 (or a rounding above): Cephes' exp2f on [-1/2, 1/2], 2 units of the last
+ * place; 0 where a weight is below the smallest normal number. */
+static inline vf attn_exp2(vf x) {
+    vf least = v_set1(-126.0f), magic = v_set1(V_MAGIC);
+    vf y = v_max(least, x);                                 /* NaN passes */
+    vf t = v_add(y, magic), r = v_sub(y, v_sub(t, magic));
+    vf p = v_set1(1.535336188319500e-4f);
+    p = v_fma(p, r, v_set1(1.339887440266574e-3f));
+    p = v_fma(p, r, v_set1(9.618437357674640e-3f));
+    p = v_fma(p, r, v_set1(5.550332471162809e-2f));
+    p = v_fma(p, r, v_set1(2.402264791363012e-1f));
+    p = v_fma(p, r, v_set1(6.931472028550421e-1f));
+    p = v_pow2_magic(v_fma(p, r, v_set1(1)), t);
+    return v_sel(v_lt(least, x), p, v_max(v_set1(0), x));   /* and here: 0 or NaN */
+}
+#define ATTN_LOG2E 1.44269504f
+
 /* In: scores s[key][w], running maxima m and sums l. Out: s = exp(scale s - max), the new m
- * and l, and fix = what earlier sums and outputs are to be multiplied by. */
+ * and l, and fix = what earlier sums and outputs are to be multiplied by. scale is not 0. */
 static void attn_forward(float *s, size_t keys, size_t w, float scale, float *m, float *l,
                          float *fix) {
-    vf by = v_set1(scale), least = v_set1(-INFINITY), zero = v_set1(0);
+    vf least = v_set1(-INFINITY), zero = v_set1(0);
     for (size_t j = 0; j < w; j += VW) {
         float *col = s + j;
-        vf before = v_loadu(m + j), a = before, b = before;
+        vf before = v_loadu(m + j), ext[4];
+        UNROLL for (int k = 0; k < 4; k++) ext[k] = v_set1(scale < 0 ? INFINITY : -INFINITY);
         size_t i = 0;
-        for (; i + 2 <= keys; i += 2) {
-            a = v_max(a, v_mul(v_loadu(col + i * w), by));
-            b = v_max(b, v_mul(v_loadu(col + i * w + w), by));
+        if (scale < 0) {
+            for (; i < keys; i++) ext[0] = v_min(ext[0], v_loadu(col + i * w));
+        } else {
+            for (; i + 4 <= keys; i += 4)
+                UNROLL for (int k = 0; k < 4; k++)
+                    ext[k] = v_max(ext[k], v_loadu(col + (i + (size_t)k) * w));
+            for (; i < keys; i++) ext[0] = v_max(ext[0], v_loadu(col + i * w));
+            ext[0] = v_max(v_max(ext[0], ext[1]), v_max(ext[2], ext[3]));
         }
-        if (i < keys) a = v_max(a, v_mul(v_loadu(col + i * w), by));
-        vf top = v_max(a, b);
+        vf top = keys ? v_max(before, v_mul(ext[0], v_set1(scale))) : before;
         /* Nothing but masked keys so far: exp(-inf - 0) = 0, not exp(-inf + inf). */
         vf safe = v_sel(v_lt(least, top), top, v_sel(v_isnan(top), top, zero));
-        vf scale_old = f_exp(v_sub(before, safe)), sum = zero;
-        for (i = 0; i < keys; i++) {
-            vf p = f_exp(v_sub(v_mul(v_loadu(col + i * w), by), safe));
+        vf scale_old = f_exp(v_sub(before, safe)), a = zero, b = zero;
+        vf by = v_set1(scale), shift = v_neg(safe), log2e = v_set1(ATTN_LOG2E);
+        for (i = 0; i + 2 <= keys; i += 2) {
+            vf p = attn_exp2(v_mul(v_fma(v_loadu(col + i * w), by, shift), log2e));
+            vf q = attn_exp2(v_mul(v_fma(v_loadu(col + i * w + w), by, shift), log2e));
             v_storeu(col + i * w, p);
-            sum = v_add(sum, p);
+            v_storeu(col + i * w + w, q);
+            a = v_add(a, p);
+            b = v_add(b, q);
         }
-        v_storeu(l + j, v_add(v_mul(v_loadu(l + j), scale_old), sum));
+        if (i < keys) {
+            vf p = attn_exp2(v_mul(v_fma(v_loadu(col + i * w), by, shift), log2e));
+            v_storeu(col + i * w, p);
+            a = v_add(a, p);
+        }
+        v_storeu(l + j, v_fma(v_loadu(l + j), scale_old, v_add(a, b)));
         v_storeu(fix + j, scale_old);
         v_storeu(m + j, top);
     }
@@ -49,16 +80,18 @@ static void attn_rescale(float *o, size_t rows, size_t w, const float *fix) {
     }
 }
 
-/* In: scores s and dp = dL/dP. Out: s = P = exp(scale s - lse), dp = dL/dscores, which are
- * `by` times P (dp - delta). */
+/* In: scores s and dp = dL/dP, each query's largest score m and log of its sum beyond it.
+ * Out: s = P = exp(scale s - m - log_l), dp = dL/dscores, which are `by` times
+ * P (dp - delta). */
 static void attn_backward(float *s, float *dp, size_t keys, size_t w, float scale, float by,
-                          const float *lse, const float *delta) {
-    vf a = v_set1(scale), b = v_set1(by);
+                          const float *m, const float *log_l, const float *delta) {
+    vf a = v_set1(scale), b = v_set1(by), log2e = v_set1(ATTN_LOG2E);
     for (size_t j = 0; j < w; j += VW) {
-        vf top = v_loadu(lse + j), d = v_loadu(delta + j);
+        vf top = v_neg(v_loadu(m + j)), d = v_loadu(delta + j);
+        vf sum = v_neg(v_mul(v_loadu(log_l + j), log2e));
         for (size_t i = 0; i < keys; i++) {
             size_t at = i * w + j;
-            vf p = f_exp(v_sub(v_mul(v_loadu(s + at), a), top));
+            vf p = attn_exp2(v_fma(v_fma(v_loadu(s + at), a, top), log2e, sum));
             v_storeu(s + at, p);
             v_storeu(dp + at, v_mul(v_mul(p, b), v_sub(v_loadu(dp + at), d)));
         }

@@ -152,6 +152,10 @@ static inline vf v_scale_magic(vf p, vf t) {
     rest = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
     return v_mul(v_mul(p, _mm256_castsi256_ps(half)), _mm256_castsi256_ps(rest));
 }
+static inline vf v_pow2_magic(vf p, vf t) {
+    __m256i n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n));
+}
 static inline vf v_split(vf x, vf *e) {
     vm tiny = v_lt(x, v_set1(0x1p-126f));
     x = v_sel(tiny, v_mul(x, v_set1(0x1p23f)), x);

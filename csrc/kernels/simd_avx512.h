@@ -89,6 +89,10 @@ static inline vf v_trunc_low(vf a) {
 static inline vf v_scale_magic(vf p, vf t) {
     return _mm512_scalef_ps(p, _mm512_sub_ps(t, _mm512_set1_ps(V_MAGIC)));
 }
+static inline vf v_pow2_magic(vf p, vf t) {
+    __m512i n = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n));
+}
 static inline vf v_split(vf x, vf *e) {
     vm tiny = v_lt(x, v_set1(0x1p-126f));
     x = _mm512_mask_mul_ps(x, tiny, x, v_set1(0x1p23f));

@@ -96,6 +96,10 @@ static inline vf v_scale_magic(vf p, vf t) {
     rest = vshlq_n_s32(vaddq_s32(rest, bias), 23);
     return v_mul(v_mul(p, vreinterpretq_f32_s32(half)), vreinterpretq_f32_s32(rest));
 }
+static inline vf v_pow2_magic(vf p, vf t) {
+    int32x4_t n = vshlq_n_s32(vreinterpretq_s32_f32(t), 23);
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), n));
+}
 static inline vf v_split(vf x, vf *e) {
     vm tiny = v_lt(x, v_set1(0x1p-126f));
     x = v_sel(tiny, v_mul(x, v_set1(0x1p23f)), x);

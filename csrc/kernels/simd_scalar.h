@@ -83,6 +83,10 @@ static inline vf v_scale_magic(vf p, vf t) {
     uint32_t half = (n + 1024u) / 2u - 512u, rest = n - half;
     return p * ane_bits_f32((half + 127u) << 23) * ane_bits_f32((rest + 127u) << 23);
 }
+/* The same where p and the result are normal numbers; of no use for others. */
+static inline vf v_pow2_magic(vf p, vf t) {
+    return ane_bits_f32(ane_f32_bits(p) + (ane_f32_bits(t) << 23));
+}
 /* x = m * 2^e with m in [sqrt(1/2), sqrt(2)); x positive and finite. */
 static inline vf v_split(vf x, vf *e) {
     float bias = 0;

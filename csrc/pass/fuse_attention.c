@@ -268,6 +268,7 @@ static bool match_dscores(build *b, const ane_value *ds) {
             if (!b->a->mask.v || !same_value(ane_op_in(op, "cond"), b->a->mask.v, 0) || !scalar(rest, &zero) || zero != 0 ||
                 ane_op_in(op, b->a->keep ? "a" : "b") != list[0].v)
                 return false;
+            b->a->masked = true;
         } else {
             for (int i = 0; i < n; i++) {
                 bool over_keys;

@@ -49,6 +49,7 @@ typedef struct ane_attention_core {
     const ane_type *mask_over;          /* what it is broadcast to, before the swap */
     double mask_scale, fill;
     bool keep;
+    bool masked;                        /* the bool mask also stands on dS: 0 where not keep */
 } ane_attention_core;
 
 /* after(before(affine(conv)) + residual), the affine ops in order. */

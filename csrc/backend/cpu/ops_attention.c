@@ -327,6 +327,7 @@ ane_status ane_plan_attention(ane_planner *pl, const ane_graph *gr, const ane_gr
     if (!fits)
         return ane_fail(pl->err, ANE_ERR_RUNTIME, "[compile] attention's operands do not fit");
     p->grad.dscale = (float)g->dscale;
+    p->grad.masked = g->masked;
     int64_t seen = p->args.group * p->args.q_len * p->args.k_len;
     if (p->has_mask) {
         ane_status st = find_spans(pl, g, p, &w.x[MASK], &seen);
