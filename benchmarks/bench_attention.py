@@ -4,11 +4,10 @@
         [--dtype float32] [--threads N] [--repeats 9] [--no-peer] [--json OUT]
 
 Ours is a program of plain ops (matmul, mul, add of a constant mask, softmax, matmul) and what
-`kernels.backward` makes of it. Three rows a length: the forward program; forward and gradient as
-one program that starts from a given gradient of the result; and the two programs one after the
-other, of which the second computes the weights' sums again. `scratch` is what the plan needs
-besides inputs and outputs, `per_token` the same for one position: it does not grow with the
-length. Results are compared before anything is timed.
+`kernels.backward` makes of it: the rows are the forward program, and the two programs one after
+the other. `scratch` is what their plans need besides inputs and outputs; packed keys and values
+and the scores of one block of queries, linear in the length, belong to the threads. Results are
+compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def weights(q: mil.Value, k: mil.Value, mask: np.ndarray) -> mil.Value:
 
 
 def programs(heads: int, seq: int, dim: int, dtype: str) -> dict[str, mil.Program]:
-    """forward, backward, and both in one: q, k, v, do [1, heads, seq, dim]."""
+    """Forward and backward of q, k, v [1, heads, seq, dim]."""
     low = {"float16": -65504.0, "float32": -1e30}[dtype]
     mask = np.where(np.tri(seq, dtype=bool), 0.0, low).astype(dtype)
     spec = mil.spec((1, heads, seq, dim), {"float16": "fp16", "float32": "fp32"}[dtype])
@@ -42,18 +41,8 @@ def programs(heads: int, seq: int, dim: int, dtype: str) -> dict[str, mil.Progra
     def forward(q, k, v):  # noqa: ANN001, ANN202
         return {"o": ops.matmul(x=weights(q, k, mask), y=v)}
 
-    def both(q, k, v, do):  # noqa: ANN001, ANN202
-        p = weights(q, k, mask)
-        dp = ops.matmul(x=do, y=v, transpose_y=True)
-        total = ops.reduce_sum(x=ops.mul(x=p, y=dp), axes=[-1], keep_dims=True)
-        ds = ops.mul(x=ops.mul(x=p, y=ops.sub(x=dp, y=total)), y=dim**-0.5)
-        return {"o": ops.matmul(x=p, y=v), "dq": ops.matmul(x=ds, y=k),
-                "dk": ops.matmul(x=ds, y=q, transpose_x=True),
-                "dv": ops.matmul(x=p, y=do, transpose_x=True)}
-
     one = mil.build(forward, dict.fromkeys("qkv", spec))
-    return {"forward": one, "backward": kernels.backward(one, wrt=("q", "k", "v")),
-            "both": mil.build(both, dict.fromkeys(("q", "k", "v", "do"), spec))}
+    return {"forward": one, "backward": kernels.backward(one, wrt=("q", "k", "v"))}
 
 
 def main() -> None:
@@ -80,13 +69,11 @@ def main() -> None:
             requests[name].run()
             results[name] = {n: t.numpy() for n, t in requests[name].outputs.items()}
             assert any(s["kernel"].startswith("attention") for s in kernel.report())
-        runs = {"forward": requests["forward"].run, "forward + gradient": requests["both"].run}
-
-        def apart(requests: dict = requests) -> None:
+        def both(requests: dict = requests) -> None:
             requests["forward"].run()
             requests["backward"].run()
 
-        runs["forward, then gradient"] = apart
+        runs = {"forward": requests["forward"].run, "forward + gradient": both}
         if not args.no_peer:
             import torch
 
@@ -110,25 +97,24 @@ def main() -> None:
             theirs = {"o": peer_forward(), **{f"d{n}": t.grad for n, t in zip("qkv", wanted, strict=True)}}
             unit = 2.0**-20 if args.dtype == "float32" else 2.0**-6
             for name, t in theirs.items():
-                got, want = results["both"][name].astype(np.float64), t.double().numpy()
+                made = results["forward" if name == "o" else "backward"][name]
+                got, want = made.astype(np.float64), t.double().numpy()
                 assert np.abs(got - want).max() <= unit * np.abs(want).max(), (seq, name)
             runs["PyTorch forward"], runs["PyTorch forward + gradient"] = peer_forward, peer_both
         times = interleave(runs, repeats=args.repeats if seq < 4096 else max(3, args.repeats // 2))
         pairs = args.heads * seq * (seq + 1) / 2
-        work = {"forward": 4 * pairs * args.dim, "both": 14 * pairs * args.dim}
+        work = {"forward": 4 * pairs * args.dim, "forward + gradient": 14 * pairs * args.dim}
         for name, took in times.items():
             one_way = name.endswith("forward")
-            flops = work["forward" if one_way else "both"]
+            flops = work["forward" if one_way else "forward + gradient"]
             facts = {"seq": seq, "heads": args.heads, "dim": args.dim, "dtype": args.dtype,
                      "gflops": flops / statistics.median(took) / 1e9}
             facts["of_peak"] = facts["gflops"] / peak
             if name.startswith("PyTorch"):
                 facts["peer"] = f"torch {torch.__version__} {kind}"
             else:
-                which = {"forward": ["forward"], "forward + gradient": ["both"]}
-                used = which.get(name, ["forward", "backward"])
-                scratch = max(requests[u].memory()["scratch"] for u in used)
-                facts |= {"scratch": scratch, "per_token": scratch / seq}
+                used = ["forward"] if one_way else ["forward", "backward"]
+                facts["scratch"] = max(requests[u].memory()["scratch"] for u in used)
                 peer = times.get("PyTorch forward" if one_way else "PyTorch forward + gradient")
                 if peer:
                     facts["ratio"] = statistics.median(t / o for t, o in zip(peer, took, strict=True))

@@ -322,12 +322,11 @@ static void attentions(const ane_kernels *t) {
             m[o].s[1] = m[o].s[2] * heads[o] / x[1];
             for (size_t e = 0; e < n; e++) put(m[o].data, m[o].dtype, e, normal());
         }
-        float *rows = malloc((size_t)(x[0] * x[2]) * 2 * sizeof(float));
         for (int causal = 0; causal < 2; causal++) {
             ane_attention_args a = {
                 .batch = 1, .kv_heads = x[1], .group = x[0] / x[1], .q_len = x[2], .k_len = x[3],
                 .qk_dim = x[4], .v_dim = x[5], .q = m[0], .k = m[1], .v = m[2], .out = m[3],
-                .scale = 0.3f, .span = causal ? span : NULL, .rows = rows,
+                .scale = 0.3f, .span = causal ? span : NULL,
             };
             ane_attention_grad_args g = {&a, 0.3f, m[4], m[5], m[6], m[7]};
             CHECK(!ane_attention_with(t, &a, NULL), "%s attention %zu", t->name, i);
@@ -341,7 +340,6 @@ static void attentions(const ane_kernels *t) {
                       value(m[5].data, ANE_F32, 0) == 0, "%s: one key", t->name);
         }
         for (int o = 0; o < 8; o++) free(m[o].data);
-        free(rows);
     }
 }
 

@@ -238,7 +238,7 @@ def test_forward_and_gradient_in_one_program(dtype: str) -> None:
     for loss in (False, True):
         program = build(loss)
         kernel = anetorch.compile(program)
-        assert is_streamed(kernel) == (2 if loss or dtype == "fp16" else 1)
+        assert is_streamed(kernel) == (2 if loss else 1)
         x = draw(program)
         got = outputs(kernel, x)
         for name, want in analyse(program, x).items():

@@ -124,10 +124,6 @@ static void end_panel(const job *j, const panel *p, head h, float *fix) {
         j->t->attn_rescale(p->o, j->dv, nr, fix);
     else
         for (size_t i = 0; i < j->dv * nr; i++) p->o[i] = NAN;
-    if (j->a->rows) {
-        float *row = rows_of(j, h) + p->q0 * 2;
-        for (size_t i = 0; i < p->n; i++) row[2 * i] = p->m[i], row[2 * i + 1] = logf(p->l[i]);
-    }
     put(j, p->o, nr, j->dv, p->n, &j->a->out, h, p->q0, true);
 }
 
@@ -182,7 +178,7 @@ ane_status ane__attention_job(job *j, const ane_kernels *table, const ane_attent
                         (long long)a->group, (long long)a->q_len, (long long)a->k_len,
                         (long long)a->qk_dim, (long long)a->v_dim);
     if (!is_float(a->q.dtype) || !is_float(a->k.dtype) || !is_float(a->v.dtype) ||
-        !is_float(a->out.dtype) ||
+        (a->out.data && !is_float(a->out.dtype)) ||
         (a->mask && !is_float(a->mask->dtype) && a->mask->dtype != ANE_BOOL))
         return ane_fail(err, ANE_ERR_DTYPE,
                         "[attention] expected float16, bfloat16 or float32 operands (a mask "

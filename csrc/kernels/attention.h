@@ -42,20 +42,16 @@ typedef struct ane_attention_args {
     int64_t span_group;
     float hidden;
     bool plain;
-    float *rows;                        /* NULL, or out: [batch, kv_heads, group, q_len, 2], of
-                                           each query the largest score and the log of the
-                                           sum of exponentials beyond it (their sum would
-                                           lose the latter beside a large score) */
 } ane_attention_args;
 
 /* A query that sees no key at all gives NaN, as softmax of a row of -inf does. out must not
  * overlap the inputs. */
 ane_status ane_attention(const ane_attention_args *args, ane_error *err);
 
-/* Gradients of the inputs for dout: dS = dscale P (dout V' - sum(dout out)), dQ = dS K,
- * dK = dS' Q, dV = P' dout. fwd is what the forward call got: its out and rows are read
- * (where rows is NULL, the forward pass is run again and writes out). dk and dv are summed
- * over a group. An output with no data is not wanted; the others are overwritten. */
+/* Gradients of the inputs for dout: dS = dscale P (dout V' - sum(P dout V')), dQ = dS K,
+ * dK = dS' Q, dV = P' dout. fwd is what the forward call got, but its out, which is neither
+ * read nor written. dk and dv are summed over a group. An output with no data is not wanted;
+ * the others are overwritten. */
 typedef struct ane_attention_grad_args {
     const ane_attention_args *fwd;
     float dscale;

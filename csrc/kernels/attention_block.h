@@ -60,9 +60,6 @@ ane_status ane__attention_done(const job *j, bool ran, ane_error *err);
 static inline head head_of(const job *j, size_t pair, size_t r) {
     return (head){pair / j->kv_heads, pair % j->kv_heads, r};
 }
-static inline float *rows_of(const job *j, head h) {
-    return j->a->rows + ((h.b * j->kv_heads + h.g) * j->group + h.r) * j->q_len * 2;
-}
 
 /* ------------------------------------------------------------------ panels */
 

@@ -19,31 +19,37 @@ static inline vf attn_exp2(vf x) {
 }
 #define ATTN_LOG2E 1.44269504f
 
+/* What scale makes the largest of a column of scores. */
+static inline vf attn_extreme(const float *col, size_t keys, size_t w, float scale) {
+    vf ext[4];
+    size_t i = 0;
+    UNROLL for (int k = 0; k < 4; k++) ext[k] = v_set1(scale < 0 ? INFINITY : -INFINITY);
+    if (scale < 0) {
+        for (; i < keys; i++) ext[0] = v_min(ext[0], v_loadu(col + i * w));
+        return ext[0];
+    }
+    for (; i + 4 <= keys; i += 4)
+        UNROLL for (int k = 0; k < 4; k++)
+            ext[k] = v_max(ext[k], v_loadu(col + (i + (size_t)k) * w));
+    for (; i < keys; i++) ext[0] = v_max(ext[0], v_loadu(col + i * w));
+    return v_max(v_max(ext[0], ext[1]), v_max(ext[2], ext[3]));
+}
+
 /* In: scores s[key][w], running maxima m and sums l. Out: s = exp(scale s - max), the new m
  * and l, and fix = what earlier sums and outputs are to be multiplied by. scale is not 0. */
 static void attn_forward(float *s, size_t keys, size_t w, float scale, float *m, float *l,
                          float *fix) {
     vf least = v_set1(-INFINITY), zero = v_set1(0);
-    for (size_t j = 0; j < w; j += VW) {
+    for (size_t j = 0; j < w && keys; j += VW) {
         float *col = s + j;
-        vf before = v_loadu(m + j), ext[4];
-        UNROLL for (int k = 0; k < 4; k++) ext[k] = v_set1(scale < 0 ? INFINITY : -INFINITY);
-        size_t i = 0;
-        if (scale < 0) {
-            for (; i < keys; i++) ext[0] = v_min(ext[0], v_loadu(col + i * w));
-        } else {
-            for (; i + 4 <= keys; i += 4)
-                UNROLL for (int k = 0; k < 4; k++)
-                    ext[k] = v_max(ext[k], v_loadu(col + (i + (size_t)k) * w));
-            for (; i < keys; i++) ext[0] = v_max(ext[0], v_loadu(col + i * w));
-            ext[0] = v_max(v_max(ext[0], ext[1]), v_max(ext[2], ext[3]));
-        }
-        vf top = keys ? v_max(before, v_mul(ext[0], v_set1(scale))) : before;
+        vf before = v_loadu(m + j);
+        vf top = v_max(before, v_mul(attn_extreme(col, keys, w, scale), v_set1(scale)));
         /* Nothing but masked keys so far: exp(-inf - 0) = 0, not exp(-inf + inf). */
         vf safe = v_sel(v_lt(least, top), top, v_sel(v_isnan(top), top, zero));
         vf scale_old = f_exp(v_sub(before, safe)), a = zero, b = zero;
         vf by = v_set1(scale), shift = v_neg(safe), log2e = v_set1(ATTN_LOG2E);
-        for (i = 0; i + 2 <= keys; i += 2) {
+        size_t i = 0;
+        for (; i + 2 <= keys; i += 2) {
             vf p = attn_exp2(v_mul(v_fma(v_loadu(col + i * w), by, shift), log2e));
             vf q = attn_exp2(v_mul(v_fma(v_loadu(col + i * w + w), by, shift), log2e));
             v_storeu(col + i * w, p);
@@ -80,20 +86,33 @@ static void attn_rescale(float *o, size_t rows, size_t w, const float *fix) {
     }
 }
 
-/* In: scores s and dp = dL/dP, each query's largest score m and log of its sum beyond it.
- * Out: s = P = exp(scale s - m - log_l), dp = dL/dscores, which are `by` times
- * P (dp - delta). */
-static void attn_backward(float *s, float *dp, size_t keys, size_t w, float scale, float by,
-                          const float *m, const float *log_l, const float *delta) {
-    vf a = v_set1(scale), b = v_set1(by), log2e = v_set1(ATTN_LOG2E);
-    for (size_t j = 0; j < w; j += VW) {
-        vf top = v_neg(v_loadu(m + j)), d = v_loadu(delta + j);
-        vf sum = v_neg(v_mul(v_loadu(log_l + j), log2e));
+/* In: all scores s of w queries and dp = dL/dP. Out: s = P, the softmax of scale s down the
+ * columns, dp = dL/dscores: `by` times P (dp - sum(P dp)). scale is not 0. */
+static void attn_backward(float *s, float *dp, size_t keys, size_t w, float scale, float by) {
+    vf zero = v_set1(0), log2e = v_set1(ATTN_LOG2E);
+    for (size_t j = 0; j < w && keys; j += VW) {
+        float *x = s + j, *y = dp + j;
+        vf a = v_set1(scale), top = v_mul(attn_extreme(x, keys, w, scale), a);
+        vf shift = v_neg(v_sel(v_lt(v_set1(-INFINITY), top), top,
+                               v_sel(v_isnan(top), top, zero)));
+        vf sum[2] = {zero, zero}, dot[2] = {zero, zero};
         for (size_t i = 0; i < keys; i++) {
-            size_t at = i * w + j;
-            vf p = attn_exp2(v_fma(v_fma(v_loadu(s + at), a, top), log2e, sum));
-            v_storeu(s + at, p);
-            v_storeu(dp + at, v_mul(v_mul(p, b), v_sub(v_loadu(dp + at), d)));
+            vf p = attn_exp2(v_mul(v_fma(v_loadu(x + i * w), a, shift), log2e));
+            v_storeu(x + i * w, p);
+            sum[1] = v_add(sum[1], p);
+            dot[1] = v_fma(p, v_loadu(y + i * w), dot[1]);
+            /* Chains of 64, so that the error of a long sum stays small. */
+            if (i % 64 == 63 || i + 1 == keys) {
+                sum[0] = v_add(sum[0], sum[1]);
+                dot[0] = v_add(dot[0], dot[1]);
+                sum[1] = dot[1] = zero;
+            }
+        }
+        vf inv = v_div(v_set1(1), sum[0]), delta = v_mul(dot[0], inv), b = v_set1(by);
+        for (size_t i = 0; i < keys; i++) {
+            vf p = v_mul(v_loadu(x + i * w), inv);
+            v_storeu(x + i * w, p);
+            v_storeu(y + i * w, v_mul(v_mul(p, b), v_sub(v_loadu(y + i * w), delta)));
         }
     }
 }

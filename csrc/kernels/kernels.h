@@ -69,8 +69,7 @@ typedef struct ane_kernels {
                          float *fix);
     void (*attn_rescale)(float *o, size_t rows, size_t w, const float *fix);
     void (*attn_mask)(float *s, const float *mask, size_t n, float scale, float by);
-    void (*attn_backward)(float *s, float *dp, size_t keys, size_t w, float scale, float by,
-                          const float *m, const float *log_l, const float *delta);
+    void (*attn_backward)(float *s, float *dp, size_t keys, size_t w, float scale, float by);
     const ane_conv_kernels *conv;   /* never NULL where vec is not */
     /* `loops` rounds of fused multiply-adds in registers, each of `peak_flops` operations:
      * what fractions of peak are measured against. The result only defeats the optimiser. */

@@ -492,10 +492,8 @@ static ane_status from_softmax(ane_graph *g, int i, ane_error *err) {
     const ane_side *v = a.v.v ? &a.v : &a.dout;
     a.v_dim = v->v->type->dims[v->v->type->rank - (v->t ? 2 : 1)];
     if (!a.qk_dim || !a.v_dim) return ANE_OK;
-    /* The derivative reads the forward result, which must not have been rounded. */
     bool both = a.out.v && (a.dq.v || a.dk.v || a.dv.v), fits = false;
-    ane_status st = ANE_OK;
-    if (!both || a.out.v->type->dtype == ANE_F32) st = make_group(&b, i, false, &fits, err);
+    ane_status st = make_group(&b, i, false, &fits, err);
     return st || fits || !both ? st : make_group(&b, i, true, &fits, err);
 }
 

@@ -422,18 +422,18 @@ static int mat5_of(PyObject *obj, ane_mat5 *out, int64_t *dims, int64_t group) {
     return ane_py_float_type(a, &out->dtype);
 }
 
-/* attention(table, q, k, v, out, scale, mask, rows, grads=(), **rest) */
+/* attention(table, q, k, v, out, scale, mask, grads=(), **rest) */
 static PyObject *py_attention(PyObject *self, PyObject *args, PyObject *kw) {
-    static char *names[] = {"table", "q", "k", "v", "out", "scale", "mask", "rows", "grads",
+    static char *names[] = {"table", "q", "k", "v", "out", "scale", "mask", "grads",
                             "causal", "span", "hidden", "plain", "fill", "keep", "mask_scale",
                             "dscale", NULL};
     const char *table;
-    PyObject *o[5], *rows, *grads = NULL, *span = NULL;
+    PyObject *o[5], *grads = NULL, *span = NULL;
     float scale, hidden = -INFINITY, fill = -INFINITY, mask_scale = 1, dscale = NAN;
     int causal = 0, plain = 0, keep = 1;
     (void)self;
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "sOOOOfOO|O!pOfpfpff", names, &table, &o[0],
-                                     &o[1], &o[2], &o[3], &scale, &o[4], &rows, &PyTuple_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "sOOOOfO|O!pOfpfpff", names, &table, &o[0],
+                                     &o[1], &o[2], &o[3], &scale, &o[4], &PyTuple_Type,
                                      &grads, &causal, &span, &hidden, &plain, &fill, &keep,
                                      &mask_scale, &dscale))
         return NULL;
@@ -457,7 +457,6 @@ static PyObject *py_attention(PyObject *self, PyObject *args, PyObject *kw) {
     if (o[4] != Py_None) a.mask = &mask;
     a.batch = q[0], a.kv_heads = k[1], a.group = group;
     a.q_len = q[2], a.k_len = k[2], a.qk_dim = q[3], a.v_dim = v[3];
-    if (rows != Py_None) a.rows = PyArray_DATA((PyArrayObject *)rows);
     ane_attention_grad_args g = {.fwd = &a, .dscale = isnan(dscale) ? scale : dscale};
     ane_mat5 *to[] = {&g.dout, &g.dq, &g.dk, &g.dv};
     for (int i = 0; grads && i < 4; i++) {
@@ -519,7 +518,7 @@ static PyMethodDef methods[] = {
      PyDoc_STR("steps(table, y, x, [(name, operand, left), ...], stream=False) -> None")},
     {"vec_names", py_vec_names, METH_NOARGS, PyDoc_STR("vec_names() -> (unary, binary)")},
     {"attention", (PyCFunction)(void (*)(void))py_attention, METH_VARARGS | METH_KEYWORDS,
-     PyDoc_STR("attention(table, q, k, v, out, scale, mask, rows, grads=(), causal=False, "
+     PyDoc_STR("attention(table, q, k, v, out, scale, mask, grads=(), causal=False, "
                "span=None, hidden=-inf, plain=False, fill=-inf, keep=True, mask_scale=1, "
                "dscale=scale)\n\nForward; with grads = (dout, dq, dk, dv) the gradient.")},
     {"peak", py_peak, METH_VARARGS, PyDoc_STR("peak(table, seconds=1e-3) -> GFLOP/s")},

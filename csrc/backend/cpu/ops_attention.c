@@ -44,7 +44,8 @@ static ane_status run_attention(ane_exec *ex, const ane_step *s, ane_error *err)
         for (int k = 0; k < N; k++)
             if (p->view[k] >= 0)
                 mats[k]->data = (char *)ane_at(ex, &s->views[p->view[k]]) + off[k];
-        ane_status st = p->derivative ? ane_attention_grad(&g, err) : ane_attention(&a, err);
+        ane_status st = p->view[OUT] >= 0 ? ane_attention(&a, err) : ANE_OK;
+        if (!st && p->derivative) st = ane_attention_grad(&g, err);
         if (!st && i + 1 < p->calls) st = ane_run_check(err);
         if (st) return st;
     }
@@ -295,17 +296,6 @@ static bool assign(const ane_attention_core *g, const places *w, attention *p) {
     return true;
 }
 
-/* Room for a forward result that nobody asked for. */
-static ane_status own_out(ane_planner *pl, attention *p, ane_view *out) {
-    const ane_attention_args *a = &p->args;
-    ane_view like = {.dtype = ANE_F32, .rank = 5,
-                     .shape = {a->batch, a->kv_heads, a->group, a->q_len, a->v_dim}};
-    ane_status st = ane_plan_temp(pl, &like, out);
-    p->args.out.dtype = ANE_F32;
-    memcpy(p->args.out.s, out->strides, sizeof p->args.out.s);
-    return st;
-}
-
 ane_status ane_plan_attention(ane_planner *pl, const ane_graph *gr, const ane_group *grp) {
     const ane_attention_core *g = grp->attention;
     attention *p = ane_arena_alloc(pl->plan->arena, sizeof *p);
@@ -341,11 +331,6 @@ ane_status ane_plan_attention(ane_planner *pl, const ane_graph *gr, const ane_gr
             ane_axes_as_view(&w.x[k], &views[n_out]);
             p->view[k] = n_out++;
         }
-    if (p->derivative && !w.on[OUT]) {
-        ane_status st = own_out(pl, p, &views[n_out]);
-        if (st) return st;
-        p->view[OUT] = n_out++;
-    }
     for (int k = 0; k < OUT; k++)
         if (w.on[k]) {
             ane_axes_as_view(&w.x[k], &views[n_out + n_in]);
