@@ -299,7 +299,8 @@ static void same_bits(const ane_kernels *t, const ane_kernels *ref) {
  * key per query its result is that key's value, its gradient with respect to scores zero. */
 static void attentions(const ane_kernels *t) {
     static const int64_t cases[][6] = {     /* heads, KV heads, queries, keys, dims */
-        {1, 1, 1, 1, 1, 1}, {4, 2, 35, 131, 13, 40}, {2, 1, 150, 150, 16, 7}, {3, 3, 5, 129, 33, 12},
+        {1, 1, 1, 1, 1, 1}, {4, 2, 35, 131, 13, 40}, {2, 1, 150, 150, 16, 7}, {3, 3, 9, 129, 33, 12},
+        {4, 1, 2, 131, 13, 40},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const int64_t *x = cases[i];
@@ -328,7 +329,8 @@ static void attentions(const ane_kernels *t) {
                 .qk_dim = x[4], .v_dim = x[5], .q = m[0], .k = m[1], .v = m[2], .out = m[3],
                 .scale = 0.3f, .span = causal ? span : NULL,
             };
-            ane_attention_grad_args g = {&a, 0.3f, m[4], m[5], m[6], m[7]};
+            ane_attention_grad_args g = {.fwd = &a, .dscale = 0.3f, .dout = m[4], .dq = m[5],
+                                         .dk = m[6], .dv = m[7]};
             CHECK(!ane_attention_with(t, &a, NULL), "%s attention %zu", t->name, i);
             CHECK(!ane_attention_grad_with(t, &g, NULL), "%s gradient %zu", t->name, i);
             for (int o = 3; o < 8; o++)

@@ -213,6 +213,8 @@ ane_status ane_attention_with(const ane_kernels *table, const ane_attention_args
     ane_status st = ane__attention_job(&j, table, args, err);
     size_t pairs = j.batch * j.kv_heads, bytes;
     if (st || !pairs || !j.group || !j.q_len) return st;
+    if (ane__attention_few(&j))
+        return ane__attention_done(&j, ane_parallel_for(pairs, ane__attention_rows, &j), err);
     j.k_floats = up(up(j.k_len, j.mr) * j.d, 16);
     j.v_floats = up(up(j.dv, j.mr) * j.k_len, 16);
     bytes = (j.k_floats + j.v_floats) * sizeof(float);

@@ -55,6 +55,10 @@ typedef struct job {
 
 ane_status ane__attention_job(job *j, const ane_kernels *table, const ane_attention_args *a,
                               ane_error *err);
+/* attention_rows.c: few enough queries for keys and values to be read where they lie, and
+ * the task per (batch, KV head) that does it. */
+bool ane__attention_few(const job *j);
+void ane__attention_rows(void *arg, size_t pair);
 ane_status ane__attention_done(const job *j, bool ran, ane_error *err);
 
 static inline head head_of(const job *j, size_t pair, size_t r) {
