@@ -194,6 +194,17 @@ static long escape(const char **p, const char *end) {
     return 0x10000 + ((hi - 0xd800) << 10) + (lo - 0xdc00);
 }
 
+/* Are these eight bytes all plain: ASCII from the space on, neither quote nor backslash? */
+static bool plain8(const char *p) {
+    const uint64_t ones = UINT64_MAX / 255;
+    uint64_t x, quote, slash;
+    memcpy(&x, p, sizeof x);
+    quote = x ^ ones * '"', slash = x ^ ones * '\\';
+    /* A byte below k leaves its top bit set after - k, where it was not set before. */
+    return !((x | ((x - ones * 0x20) & ~x) | ((quote - ones) & ~quote) |
+              ((slash - ones) & ~slash)) & ones * 0x80);
+}
+
 bool ane_json_string(ane_json *r, ane_json_str *out) {
     if (r->status) return false;
     blank(r);
@@ -203,6 +214,7 @@ bool ane_json_string(ane_json *r, ane_json_str *out) {
     char scratch[4];
     for (;;) {
         const char *from = p;           /* plain ASCII, which is nearly everything */
+        while (r->end - p >= 8 && plain8(p)) p += 8;
         while (p < r->end && (unsigned char)(*p - 0x20) < 0x60 && *p != '"' && *p != '\\') p++;
         n += (size_t)(p - from);
         if (p >= r->end) {
@@ -259,8 +271,9 @@ char *ane_json_dup(ane_arena *a, const ane_json_str *s) {
 }
 
 bool ane_json_is(const ane_json_str *s, const char *text) {
+    /* What is written has no NUL, so a shorter text ends the comparison. */
+    if (s->n == s->raw) return !strncmp(s->at, text, s->n) && !text[s->n];
     if (s->n != strlen(text)) return false;
-    if (s->n == s->raw) return !memcmp(s->at, text, s->n);
     const char *p = s->at, *end = s->at + s->raw;
     char one[4];
     while (p < end) {
@@ -287,6 +300,9 @@ bool ane_json_u64(ane_json *r, uint64_t *out) {
     const char *from = r->p;
     uint64_t v = 0;
     if (!digit(r)) return expected(r, "an integer of at least 0");
+    const char *safe = r->end - from > 19 ? from + 19 : r->end;     /* 10^19 < 2^64 */
+    for (; r->p < safe && *r->p >= '0' && *r->p <= '9'; r->p++)
+        v = v * 10 + (uint64_t)(*r->p - '0');
     while (digit(r)) {
         if (__builtin_mul_overflow(v, 10, &v) ||
             __builtin_add_overflow(v, (uint64_t)(*r->p - '0'), &v)) {

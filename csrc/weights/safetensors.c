@@ -155,8 +155,12 @@ static ane_status check_tiling(ane_weight_file *f, size_t first, size_t data,
     size_t n = f->n - first, at = 0;
     const ane_weight **order = ane_malloc(n * sizeof *order);
     if (!order) return ane__weight_no_memory(path, err);
-    for (size_t i = 0; i < n; i++) order[i] = &f->entries[first + i];
-    qsort(order, n, sizeof *order, by_offset);
+    bool ordered = true;                /* as nearly every writer leaves them */
+    for (size_t i = 0; i < n; i++) {
+        order[i] = &f->entries[first + i];
+        ordered = ordered && (!i || by_offset(&order[i - 1], &order[i]) <= 0);
+    }
+    if (!ordered) qsort(order, n, sizeof *order, by_offset);
     ane_status st = ANE_OK;
     for (size_t i = 0; i < n && !st; i++) {
         const ane_weight *w = order[i];
