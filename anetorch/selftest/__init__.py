@@ -187,7 +187,7 @@ def record(device: str | None = None, say: Say = print, seconds: float = SECONDS
             if left <= 0:
                 result = {"name": name, "outcome": "no time"}
             else:
-                if section != shown:
+                if section != shown or i % 25 == 0:
                     say(f"[{i + 1:3}/{len(plan)}] {section} ({time.monotonic() - began:.0f} s)")
                     shown = section
                 fresh = section == "budget" or (device != "cpu" and worker.asked >= COMPILES)
