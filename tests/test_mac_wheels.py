@@ -32,8 +32,8 @@ ___snprintf_chk ___stack_chk_fail ___stack_chk_guard ___stderrp ___strcat_chk __
 ___strncpy_chk ___udivti3 ___umodti3 ___vsnprintf_chk __tlv_bootstrap _abort _acos _acosf _asin
 _asinf _asinh _asinhf _acosh _acoshf _atan _atan2 _atan2f _atanf _atanh _atanhf _bsearch _bzero
 _calloc _cbrt _ceil _ceilf _clock_gettime _close _closedir _confstr _cos _cosf _cosh _coshf _dladdr
-_dlerror _dlopen _dlsym _erf _erfc _erff _exp _exp2 _exp2f _expf _expm1 _expm1f _fchmod _fclose
-_fcntl _fdopen _fdopendir _fgets _flock _floor _floorf _fmod _fmodf _fopen _fprintf _fputs _fread
+_dirfd _dlerror _dlopen _dlsym _erf _erfc _erff _exp _exp2 _exp2f _expf _expm1 _expm1f _fchmod _fclose
+_fcntl _fdopen _fdopendir _fgets _flock _floor _floorf _fmax _fmaxf _fmin _fminf _fmod _fmodf _fopen _fprintf _fputs _fread
 _free _frexp _fscanf _fseek _fstat _fstatat _fsync _ftell _ftruncate _fwrite _getcwd _getenv
 _geteuid _getpid _getuid _gettimeofday _ldexp _lgamma _log _log10 _log1p _log2 _logf _lseek _lstat
 _mach_absolute_time _mach_timebase_info _madvise _malloc _memchr _memcmp _memcpy _memmove _memset
@@ -46,11 +46,11 @@ _pthread_equal _pthread_getspecific _pthread_join _pthread_key_create _pthread_m
 _pthread_mutex_init _pthread_mutex_lock _pthread_mutex_trylock _pthread_mutex_unlock _pthread_once
 _pthread_self _pthread_setspecific _pthread_sigmask _pwrite _qsort _read _readdir _realloc
 _realpath _rename _renameat _rewinddir _rint _rintf _rmdir _round _roundf _sched_yield _shm_open
-_shm_unlink _sigaction _sigemptyset _sin _sinf _sinh _sinhf _snprintf _sqrt _sqrtf _sscanf _stat
+_shm_unlink _sigaction _sigemptyset _sigfillset _sin _sinf _sinh _sinhf _snprintf _sqrt _sqrtf _sscanf _stat
 _strcasecmp _strchr _strcmp _strcpy _strcspn _strdup _strerror _strerror_r _strlen _strncasecmp
 _strncmp _strncpy _strnlen _strpbrk _strrchr _strspn _strstr _strtod _strtof _strtol _strtoll
 _strtoul _strtoull _symlink _sysconf _sysctlbyname _tan _tanf _tanh _tanhf _time _trunc _truncf
-_unlink _unlinkat _usleep _utimes _vsnprintf _write dyld_stub_binder
+_unlink _unlinkat _usleep _utimensat _utimes _vsnprintf _write dyld_stub_binder
 """.split())
 
 
