@@ -361,3 +361,29 @@ def test_the_op_itself(mask: str | None) -> None:
         got = outputs(kernel, mine)
         for name, want in analyse(p, mine).items():
             check(got[name], want, name)
+
+
+@pytest.mark.parametrize("form", ["band", "compare", "float band"])
+def test_masks_that_are_computed_from_constants_hide_keys(form: str) -> None:
+    n = 50
+    at = np.arange(n, dtype=np.int32)
+
+    def build(q, k, v):
+        s = ops.mul(x=ops.matmul(x=q, y=k, transpose_y=True), y=0.25)
+        if form == "compare":
+            see = ops.less_equal(x=at.reshape(1, n), y=at.reshape(n, 1))
+            s = ops.select(cond=see, a=s, b=-np.inf)
+        elif form == "band":
+            see = ops.band_part(x=np.ones((n, n), np.float32), lower=-1, upper=0)
+            s = ops.select(cond=ops.cast(x=see, dtype="bool"), a=s, b=-1e30)
+        else:
+            see = ops.band_part(x=np.ones((n, n), np.float32), lower=-1, upper=0)
+            s = ops.add(x=s, y=ops.mul(x=ops.sub(x=1.0, y=see), y=-30000.0))
+        return {"o": ops.matmul(x=ops.softmax(x=s, axis=-1), y=v)}
+
+    program = mil.build(build, {x: mil.spec((2, n, 8), "fp32") for x in "qkv"})
+    kernel = anetorch.compile(program)
+    assert [s["kernel"].split("__")[0] for s in kernel.report()] == ["attention_masked"]
+    x = draw(program)
+    plain = written_out("fp32", n, n, causal(n, n, "fp32", -np.inf), batch=(2,))
+    check(outputs(kernel, x)["o"], analyse(plain, x)["o"], form)

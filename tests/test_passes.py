@@ -12,6 +12,8 @@ from oracle import NP, Approx, random_graph
 
 import anetorch
 from anetorch import _core
+from anetorch.kernels import packed
+from anetorch.nn.config import Config
 
 SWITCHES = [
     {},
@@ -395,3 +397,12 @@ def test_a_dead_op_takes_its_constants_written_in_place_along():
 }"""
     x = np.float32([-1, 2, 3])
     np.testing.assert_array_equal(np.asarray(anetorch.compile(text)(x)), [0, 2, 3])
+
+
+@pytest.mark.parametrize("name", sorted(packed.ALL))
+def test_packed_surfaces_are_read_where_they_lie(name: str) -> None:
+    """No kernel copies a weight: only sdpaFwd moves anything, its own input to its output."""
+    config = Config.preset("tiny")
+    kernel = anetorch.compile(packed.ALL[name](config, 32))
+    copies = [s for s in kernel.report() if s["op"] == "copy"]
+    assert len(copies) == (name == "sdpaFwd"), copies
