@@ -108,6 +108,12 @@ static void *own_request(void *arg) {
     ane_request *r = bind(shared_kernel, in, 2, &out);
     for (int i = 0; i < rounds; i++) CHECK(!ane_request_run(r, &options, NULL));
     CHECK(doubled(&out, 2));
+    /* Profiles log what every worker does. */
+    for (int i = 0; i < rounds / 4 + 1; i++) {
+        CHECK(!ane_request_profile(r, &options, NULL));
+        CHECK(ane_request_thread_count(r) > 0);
+    }
+    CHECK(doubled(&out, 2));
     ane_request_release(r);
     for (int i = 0; i < 2; i++) ane_surface_release(in[i].surface);
     ane_surface_release(out.surface);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -410,6 +411,26 @@ def test_a_run_allocates_nothing_after_the_first() -> None:
     for _ in range(10):
         req.run()
     assert _core._testing.fail_after(0) == 0
+
+
+def test_a_pipeline_and_a_call_with_out_allocate_nothing_after_the_first() -> None:
+    """Neither in the library nor in Python, whose blocks are counted, too."""
+    k = kernel_of("""int32 ax = const()[name = string("ax"), val = int32(-1)];
+        tensor<fp32, [8, 8]> h = matmul(x = x, y = x, transpose_x = no, transpose_y = no);
+        tensor<fp32, [8, 8]> s = exp(x = h);
+        tensor<fp32, [8, 8]> y = softmax(x = s, axis = ax);""", "tensor<fp32, [8, 8]> x")
+    x, y, z = Tensor((8, 8)), Tensor((8, 8)), Tensor((8, 8))
+    line = anetorch.Pipeline([k.bind(x, y), k.bind(y, z), k.bind(z, z)])
+    assert k.memory()["scratch"] > 0
+    for run in (line.run, lambda: k(x, out=y)):
+        for _ in range(3):
+            run()
+        _core._testing.fail_after(0)            # resets the count
+        before = sys.getallocatedblocks()
+        for _ in range(1000):
+            run()
+        assert sys.getallocatedblocks() - before < 100      # other threads' and the loop's own
+        assert _core._testing.fail_after(0) == 0
 
 
 def test_a_request_keeps_what_it_needs() -> None:
