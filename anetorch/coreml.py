@@ -7,8 +7,15 @@ coremltools' ``MLModel.predict`` run unchanged on machines without Core ML.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import os
+import shutil
+import sys
+import tempfile
+import time
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,7 +312,7 @@ class Model:
                     self.program.value_info(r)["name"] for r in info["results"]
                 )
                 names = self.program.const_value(info["args"]["classes"])
-                return label, probabilities, list(names), info["args"]["probabilities"]
+                return label, probabilities, np.asarray(names).tolist(), info["args"]["probabilities"]
         return None
 
     @property
@@ -424,7 +431,7 @@ class Model:
                 raise ValueError(
                     f"[predict] {len(p)} probabilities for {len(classes)} classes"
                 )
-            out[label] = classes[int(np.argmax(p))]
+            out[label] = classes[int(np.argmax(p))]     # a str or int, as Core ML's
             out[table] = {c: float(x) for c, x in zip(classes, p)}
         for name, value in result.items():
             if name not in self.outputs:
@@ -519,17 +526,34 @@ def _array_to_image(feature: Feature, a: np.ndarray) -> Any:
 # ------------------------------------------------------------------ coremltools
 
 
+class _Asset:
+    """coremltools' ``_MLModelAssetProxy``: a compiled model by path, or a specification and
+    its weight files in memory, which then lie in a folder of their own."""
+
+    def __init__(self, path: str, folder: Any = None) -> None:
+        self.path, self._folder = path, folder
+
+
+@functools.cache
+def _compiled_root() -> tempfile.TemporaryDirectory[str]:
+    """Where compiled models go; removed when the interpreter ends."""
+    return tempfile.TemporaryDirectory(prefix="anetorch-")
+
+
 class _Proxy:
     """What coremltools calls through ``_MLModelProxy``, computed by anetorch."""
 
     def __init__(self, path, compute_units, function_name, hints, asset=None) -> None:
-        if asset is not None:
-            raise RuntimeError("anetorch: models from an MLModelAsset are not supported")
-        self._path = path
+        begin = time.perf_counter_ns()
+        self._path = path if asset is None else asset.path
+        self._asset = asset
+        self._compiled: str | None = None
+        self._last: int | None = None
         try:
-            self._model = load(path, function=function_name or None)
+            self._model = load(self._path, function=function_name or None)
         except (OSError, ValueError, NotImplementedError, SyntaxError) as e:
             raise RuntimeError(f"anetorch cannot load this model: {e}") from e
+        self._loaded = time.perf_counter_ns() - begin
 
     @staticmethod
     def maximum_supported_specification_version() -> int:
@@ -542,16 +566,18 @@ class _Proxy:
     @staticmethod
     def compileModel(path: str) -> str:  # noqa: N802 (coremltools' name)
         """Core ML compiles into a folder; ours is the package itself, copied."""
-        import shutil
-        import tempfile
-
-        folder = Path(tempfile.mkdtemp(prefix="anetorch-")) / (Path(path).stem + ".mlmodelc")
+        try:
+            read(path, allow_missing=True)
+        except (OSError, ValueError, NotImplementedError, SyntaxError) as e:
+            raise RuntimeError(f"Error compiling model: {e}") from e
+        path = os.path.abspath(path)
+        own = tempfile.mkdtemp(dir=_compiled_root().name)
+        folder = Path(own) / (Path(path).stem + ".mlmodelc")
         if Path(path).is_dir():
             shutil.copytree(path, folder)
         else:
-            folder.mkdir()
             data = folder / "Data"
-            data.mkdir()
+            data.mkdir(parents=True)
             shutil.copy2(path, data / "model.mlmodel")
             (folder / "Manifest.json").write_text(json.dumps({
                 "rootModelIdentifier": "model",
@@ -559,8 +585,36 @@ class _Proxy:
             }))
         return str(folder)
 
+    @staticmethod
+    def create_model_asset_from_path(path: str) -> Any:
+        from coremltools.models.model import MLModelAsset
+
+        return MLModelAsset(_Asset(path))
+
+    @staticmethod
+    def create_model_asset_from_memory(spec: bytes, blobs: Mapping[str, bytes]) -> Any:
+        from coremltools.models.model import MLModelAsset
+
+        folder = tempfile.TemporaryDirectory(prefix="anetorch-")
+        root = Path(folder.name).resolve()
+        for name, data in {"model.mlmodel": spec, **blobs}.items():
+            file = (root / str(name).removeprefix("@model_path/")).resolve()
+            if not file.is_relative_to(root):
+                raise RuntimeError(f"anetorch: weight file {name!r} leaves the model's folder")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        return MLModelAsset(_Asset(str(root / "model.mlmodel"), folder))
+
     def get_compiled_model_path(self) -> str:
-        return self.compileModel(self._path)
+        if self._compiled is None:
+            self._compiled = self.compileModel(self._path)
+        return self._compiled
+
+    def get_load_duration_in_nano_seconds(self) -> int:
+        return self._loaded
+
+    def get_last_predict_duration_in_nano_seconds(self) -> int | None:
+        return self._last
 
     def newState(self) -> State:  # noqa: N802
         return self._model.make_state()
@@ -568,15 +622,21 @@ class _Proxy:
     def predict(self, data, state=None):
         if self._model.states and state is None:
             state = self._model.make_state()
+        begin = time.perf_counter_ns()
         try:
             return self._model.predict(data, state)
         except Exception as e:          # Core ML knows one kind of failure, in these words
             raise RuntimeError(
                 f"Unable to compute the prediction using ML Program: {e}"
             ) from e
+        finally:
+            self._last = time.perf_counter_ns() - begin
 
     def batchPredict(self, data):  # noqa: N802
-        return [self.predict(d) for d in data]
+        begin = time.perf_counter_ns()
+        results = [self.predict(d) for d in data]
+        self._last = time.perf_counter_ns() - begin
+        return results
 
 
 _saved: list[tuple[Any, str, Any]] = []
@@ -585,10 +645,10 @@ _saved: list[tuple[Any, str, Any]] = []
 def install(macos_version: tuple[int, ...] = (15, 5)) -> None:
     """Makes coremltools predict with anetorch.
 
-    After this call ``coremltools.models.MLModel.predict``, ``make_state`` and
-    ``CompiledMLModel`` work on this machine; coremltools is told that it runs on macOS
-    ``macos_version``, because it refuses by platform. :func:`uninstall` restores everything.
-    Idempotent. Raises ImportError without coremltools (``pip install anetorch[oracle]``).
+    After this call ``coremltools.models.MLModel.predict``, ``make_state``, ``CompiledMLModel``,
+    ``MLModelAsset`` and ``compile_model`` work on this machine; coremltools is told that it
+    runs on macOS ``macos_version``, because it refuses by platform. :func:`uninstall` restores
+    everything. Idempotent. Raises ImportError without coremltools (``pip install anetorch[oracle]``).
 
     >>> import coremltools as ct, anetorch                              # doctest: +SKIP
     >>> anetorch.coreml.install()                                       # doctest: +SKIP
@@ -596,7 +656,6 @@ def install(macos_version: tuple[int, ...] = (15, 5)) -> None:
     """
     if _saved:
         return
-    import importlib
 
     def put(module: str, **names: Any) -> None:
         m = importlib.import_module(module)
@@ -613,8 +672,13 @@ def install(macos_version: tuple[int, ...] = (15, 5)) -> None:
 
     platform = {"_is_macos": is_macos, "_macos_version": version}
     put("coremltools._deps", _IS_MACOS=True)
+    # The extension that Macs have; compile_model imports it by name.
+    native = types.ModuleType("coremltools.libcoremlpython")
+    native.__dict__.update(_MLModelProxy=_Proxy, _MLModelAssetProxy=_Asset)
+    _saved.append((sys.modules, native.__name__, sys.modules.get(native.__name__)))
+    sys.modules[native.__name__] = native
     put("coremltools.models.utils", **platform)
-    put("coremltools.models.model", _MLModelProxy=_Proxy, **platform)
+    put("coremltools.models.model", _MLModelProxy=_Proxy, _MLModelAssetProxy=_Asset, **platform)
     put("coremltools.models._compiled_model", _MLModelProxy=_Proxy, **platform)
 
 
@@ -624,5 +688,10 @@ def uninstall() -> None:
     >>> anetorch.coreml.uninstall()                                     # doctest: +SKIP
     """
     while _saved:
-        module, name, value = _saved.pop()
-        setattr(module, name, value)
+        holder, name, value = _saved.pop()
+        if holder is not sys.modules:
+            setattr(holder, name, value)
+        elif value is None:
+            sys.modules.pop(name, None)
+        else:
+            sys.modules[name] = value

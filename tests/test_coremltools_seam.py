@@ -1,5 +1,8 @@
 """anetorch.coreml.install(): coremltools' own MLModel predicts on this machine."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -60,3 +63,131 @@ def test_install_twice_uninstall_once(installed):
     anetorch.coreml.uninstall()
     from coremltools.models import model as module
     assert module._MLModelProxy is None
+
+
+# A script as coremltools' guide has them; not a word of it is about anetorch.
+SCRIPT = '''
+import numpy as np, torch, coremltools as ct
+
+class Counter(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(4, dtype=torch.float16))
+    def forward(self, x):
+        self.total.add_(x)
+        return self.total * 2
+
+traced = torch.jit.trace(Counter().eval(), torch.zeros(4))
+model = ct.convert(
+    traced, inputs=[ct.TensorType(name="x", shape=(4,))], outputs=[ct.TensorType(name="y")],
+    states=[ct.StateType(wrapped_type=ct.TensorType(shape=(4,), dtype=np.float16), name="total")],
+    minimum_deployment_target=ct.target.iOS18)
+x = np.float32([1, 2, 3, 4])
+state = model.make_state()
+for n in (1, 2, 3):
+    np.testing.assert_array_equal(model.predict({"x": x}, state)["y"], 2 * n * x)
+np.testing.assert_array_equal(state.read_state("total"), 3 * x)
+state.write_state("total", np.zeros(4, np.float16))
+np.testing.assert_array_equal(model.predict({"x": x}, state)["y"], 2 * x)
+np.testing.assert_array_equal(model.predict({"x": x})["y"], 2 * x)      # a state of its own
+
+model.save("counter.mlpackage")
+again = ct.models.MLModel("counter.mlpackage", compute_units=ct.ComputeUnit.CPU_ONLY)
+np.testing.assert_array_equal(again.predict({"x": x}, again.make_state())["y"], 2 * x)
+compiled = ct.models.CompiledMLModel(again.get_compiled_model_path())
+state = compiled.make_state()
+compiled.predict({"x": x}, state=state)
+np.testing.assert_array_equal(compiled.predict({"x": x}, state=state)["y"], 4 * x)
+
+path = ct.utils.compile_model("counter.mlpackage", "kept.mlmodelc")
+assert path == "kept.mlmodelc"
+ct.models.CompiledMLModel(path).predict({"x": x})
+try:
+    again.predict({"z": x})
+except KeyError as e:
+    assert "z" in str(e)
+else:
+    raise SystemExit("an unknown input was taken")
+print("done")
+'''
+
+
+def test_an_unchanged_script(tmp_path):
+    """As `python -c "import anetorch.coreml; install(); runpy..."`: the way of the docs."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "import runpy, anetorch.coreml; "
+         "anetorch.coreml.install(); runpy.run_path('script.py', run_name='__main__')"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "done"
+
+
+def test_compiled_from_a_specification(installed, tmp_path):
+    path = ct.utils.compile_model(small().get_spec())
+    x = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(ct.models.CompiledMLModel(path).predict({"x": x})["y"], x + 1)
+
+
+def test_assets(installed, tmp_path):
+    @mb.program(input_specs=[mb.TensorSpec(shape=(2, 30))])
+    def program(x):
+        return mb.linear(x=x, weight=np.arange(900, dtype=np.float32).reshape(30, 30), name="y")
+
+    model = ct.convert(program, convert_to="mlprogram", compute_precision=ct.precision.FLOAT32,
+                       minimum_deployment_target=ct.target.iOS16)
+    model.save(str(tmp_path / "m.mlpackage"))
+    x = np.eye(2, 30, dtype=np.float32)
+    expected = np.arange(900, dtype=np.float32).reshape(30, 30).T[:2]
+    weights = (tmp_path / "m.mlpackage/Data/com.apple.CoreML/weights/weight.bin").read_bytes()
+    spec = model.get_spec().SerializeToString()
+    asset = ct.models.model.MLModelAsset
+    for made in (asset.from_memory(spec, {"weights/weight.bin": weights}),
+                 asset.from_path(model.get_compiled_model_path())):
+        loaded = ct.models.CompiledMLModel.from_asset(made)
+        np.testing.assert_array_equal(loaded.predict({"x": x})["y"], expected)
+    with pytest.raises(RuntimeError, match="leaves the model's folder"):
+        asset.from_memory(spec, {"../weight.bin": weights})
+
+
+def test_a_batch_and_its_time(installed):
+    model = small()
+    assert model.last_predict_duration_in_nano_seconds is None
+    assert model.load_duration_in_nano_seconds > 0
+    xs = [np.full((2, 3), i, np.float32) for i in range(3)]
+    for x, out in zip(xs, model.predict([{"x": x} for x in xs])):
+        np.testing.assert_array_equal(out["y"], x + 1)
+    assert model.last_predict_duration_in_nano_seconds > 0
+
+
+def test_functions_of_a_model(installed, tmp_path):
+    path = str(tmp_path / "one.mlpackage")
+    small().save(path)
+    descriptor = ct.utils.MultiFunctionDescriptor()
+    for name in ("a", "b"):
+        descriptor.add_function(path, "main", name)
+    descriptor.default_function_name = "b"
+    both = str(tmp_path / "both.mlpackage")
+    ct.utils.save_multifunction(descriptor, both)
+    x = np.ones((2, 3), np.float32)
+    for name in ("a", "b"):
+        model = ct.models.MLModel(both, function_name=name)
+        np.testing.assert_array_equal(model.predict({"x": x})["y"], x + 1)
+        compiled = ct.models.CompiledMLModel(model.get_compiled_model_path(), function_name=name)
+        np.testing.assert_array_equal(compiled.predict({"x": x})["y"], x + 1)
+
+
+def test_uninstall_restores_everything():
+    from coremltools import _deps
+    from coremltools.models import _compiled_model, model, utils
+
+    modules = (_deps, _compiled_model, model, utils)
+    before = [dict(vars(m)) for m in modules], dict(sys.modules)
+    anetorch.coreml.install()
+    assert vars(model)["_MLModelProxy"] is not None
+    assert sys.modules["coremltools.libcoremlpython"]._MLModelProxy is model._MLModelProxy
+    anetorch.coreml.uninstall()
+    assert [dict(vars(m)) for m in modules] == before[0]
+    assert "coremltools.libcoremlpython" not in sys.modules or (
+        sys.modules["coremltools.libcoremlpython"] is before[1]["coremltools.libcoremlpython"])
+    anetorch.coreml.uninstall()                         # once more is nothing
