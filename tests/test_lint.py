@@ -1,6 +1,9 @@
 """Lint: each rule fires on a program made for it and not on its rewrite; fixes keep meaning."""
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,18 +69,143 @@ CASES = {
                                                            size=[1, 64, 1, 100])),
     "ANE36": lambda: build(lambda x: mil.ops.rsqrt(x=x, epsilon=1e-5)),
 }
-CHIP_ONLY = {"ANE20": "m3", "ANE30": "m1", "ANE35": "m2"}
+BLOB = ("tensor<{0}, {1}>(BLOBFILE(path = string(\"@model_path/w.bin\"), offset = "
+        "uint64({2})))")
+
+
+def text(*lines, params="tensor<fp16, [1, 64, 1, 512]> x", outputs="y", opset="ios18", more=""):
+    """One statement a line from line 3 on."""
+    return "\n".join(["program(1.3) {", f"func main<{opset}>({params}) {{", *lines,
+                      f"}} -> ({outputs}); {more}}}"])
+
+
+RELU = "tensor<fp16, [1, 64, 1, 512]> y = relu(x = x);"
+
+
+# Nothing of this is doubted: the other half of each rule's test.
+RELU_ALONE = """program(1.0)
+[buildInfo = dict<tensor<string, []>, tensor<string, []>>({{"coremlc-version", "3505.4.1"}})]
+{
+    func main<ios16>(tensor<fp16, [1, 512, 1, 512]> x) {
+        tensor<fp16, [1, 512, 1, 512]> y = relu(x = x)[name = tensor<string, []>("y")];
+    } -> (y);
+}"""
+
+
+def const(name, type, dims, offset):
+    return f"tensor<{type}, {dims}> {name} = const()[val = {BLOB.format(type, dims, offset)}];"
+
+
+CASES |= {
+    "ANE06": lambda: text(RELU, more=" ".join(
+        f"func f{i}<ios18>(fp16 a) {{}} -> (a);" for i in range(119))),
+    "ANE08": lambda: text(const("w", "fp16", "[1, 64, 1, 512]", 64),
+                          "tensor<fp16, [1, 64, 1, 512]> y = add(x = x, y = w);"),
+    "ANE09": lambda: text(const("w", "fp16", "[1, 64, 1, 512]", 100),
+                          "tensor<fp16, [1, 64, 1, 512]> y = add(x = x, y = w);"),
+    "ANE10": lambda: text(const("w", "fp16", "[1, 64, 1, 512]", 64),
+                          const("v", "fp16", "[1, 64, 1, 512]", 65664),
+                          "tensor<fp16, [1, 64, 1, 512]> y = add(x = v, y = w);"),
+    "ANE15": lambda: text(RELU, outputs="y, y"),
+    "ANE24": lambda: text(
+        "tensor<fp16, [1, 64, 1, 512]> w = constexpr_blockwise_shift_scale(data = "
+        + BLOB.format("int8", "[1, 64, 1, 512]", 64)
+        + ", scale = tensor<fp16, [1, 1, 1, 1]>([[[[0x1p-3]]]]));",
+        "tensor<fp16, [1, 64, 1, 512]> y = add(x = x, y = w);"),
+    "ANE34": lambda: text(
+        "tensor<fp16, [1, 64, 1, 512]> y = cond(pred = p)",
+        "block () { tensor<fp16, [1, 64, 1, 512]> a = relu(x = x); } -> (a)",
+        "block () { } -> (x);", params="bool p, tensor<fp16, [1, 64, 1, 512]> x"),
+    "ANE37": lambda: build(lambda x: mil.ops.matmul(x=x, y=x, transpose_y=True)),
+    "ANE38": lambda: build(lambda x: mil.ops.round(x=x)),
+    "ANE39": lambda: build(lambda x: mil.ops.round(x=x)),
+    "ANE40": lambda: build(lambda x: mil.ops.reduce_sum(x=x, axes=[1], keep_dims=True),
+                           x=mil.spec((1, 64, 1, 512), "int32")),
+    "ANE41": lambda: build(lambda x: mil.ops.reduce_log_sum_exp(x=x, axes=[1], keep_dims=True)),
+    "ANE42": lambda: build(lambda x: x + 1.0, x=mil.spec((1, 64, 1, 512), "fp32")),
+    "ANE43": lambda: build(lambda x: mil.ops.reduce_sum(x=x, axes=[1], keep_dims=True)),
+    "ANE44": lambda: build(lambda x: mil.ops.tanh(x=x)),
+    "ANE45": lambda: build(lambda x: mil.ops.cumsum(x=x, axis=1)),
+    "ANE46": lambda: build(lambda x: mil.ops.matmul(x=x, y=np.zeros((512, 8), np.float16))),
+    "ANE47": lambda: text("tensor<fp16, [1, 64, 512, 512]> y = matmul(x = x, y = x, "
+                          "transpose_x = true);"),
+}
+CHIP_ONLY = {"ANE10": "m1", "ANE20": "m3", "ANE30": "m1", "ANE35": "m2"}
 
 
 @pytest.mark.parametrize("rule", CASES)
 def test_rule_fires_where_it_should(rule):
     program = CASES[rule]()
     assert rule in ids(program)
+    assert rule not in ids(RELU_ALONE, target=CHIP_ONLY.get(rule, "m4"))
     if rule in CHIP_ONLY:
         assert rule in ids(program, target=CHIP_ONLY[rule])
         assert rule not in ids(program, target="m5")
     assert rule not in ids(program, ignore=[rule])
     assert rule not in ids(program, ignore=[rules()[rule].name])
+
+
+def test_every_rule_is_tested_and_complete():
+    about_the_caller = {"ANE11"}
+    assert set(rules()) - set(CASES) == about_the_caller
+    # mil-reference's numbers are all there, and each row says what, who and for whom.
+    assert {f"ANE{i:02}" for i in range(1, 34)} <= set(rules())
+    for r in rules().values():
+        assert r.name and r.message and r.evidence and r.chips and (r.inmemory or r.coreml), r.id
+        assert r.severity in ("error", "warning", "info")
+    assert len({r.name for r in rules().values()}) == len(rules())
+
+
+@pytest.mark.parametrize("rule", [r for r in CASES if r not in ("ANE06", "ANE29")])
+def test_every_finding_of_a_text_has_its_line(rule):
+    """The line is the statement's, or the function's for a port, or the program's."""
+    program = CASES[rule]()
+    program = program if isinstance(program, str) else program.text()
+    lines = program.splitlines()
+    for f in lint(program):
+        assert 0 < f.line <= len(lines) and f.column > 0, f
+        place = lines[f.line - 1][f.column - 1:]
+        what = f.what.split(" '")[0]
+        if what in ("input", "function"):
+            assert place.startswith(f.function), (f, place)
+        elif f.op and what not in ("output", "const"):      # constants also stand in place
+            assert place.startswith(what), (f, place)
+
+
+def test_a_report_says_why_and_what_instead():
+    out = report(lint(CASES["ANE12"](), target="m4"))
+    r = rules()["ANE12"]
+    assert out.count(r.evidence) == 1 and out.count(f"instead: {r.rewrite}") == 1
+    assert r.evidence not in report(lint(CASES["ANE12"](), target="m4"), why=False)
+
+
+def test_the_product_that_is_no_convolution():
+    """Neither two computed operands nor a batch of constants."""
+    assert "ANE46" not in ids(build(lambda x: mil.ops.matmul(x=x, y=x, transpose_x=True)))
+    assert "ANE46" not in ids(build(lambda x: mil.ops.matmul(
+        x=x, y=np.zeros((1, 64, 512, 8), np.float16))))
+
+
+def test_fix_of_a_flexible_program_with_a_state_is_shown_equal(monkeypatch):
+    program = text(
+        "tensor<fp16, [4]> r = read_state(input = s);",
+        "tensor<fp16, [?, 4]> g = gelu(x = x, mode = string(\"EXACT\"));",
+        "tensor<fp16, [?, 4]> y = add(x = g, y = r);",
+        params="state<tensor<fp16, [4]>> s, tensor<fp16, [?, 4]> x")
+    assert "ANE12" not in ids(fix(program))
+    # A wrong rewrite of it is caught.
+    module = sys.modules[fix.__module__]
+    monkeypatch.setitem(module._REWRITES, "ANE12", lambda op: op.args["x"] * 0.5)
+    with pytest.raises(AssertionError, match="a rewrite changed 'y' of main"):
+        fix(program)
+
+
+def test_fix_without_weights_cannot_be_shown():
+    program = text(const("w", "fp16", "[1, 64, 1, 512]", 64),
+                   "tensor<fp16, [1, 64, 1, 512]> g = gelu(x = x, mode = string(\"EXACT\"));",
+                   "tensor<fp16, [1, 64, 1, 512]> y = add(x = g, y = w);")
+    with pytest.raises(ValueError, match="cannot be shown equal"):
+        fix(program)
 
 
 def test_quiet_program_is_quiet():

@@ -254,3 +254,24 @@ def test_the_base_is_sound() -> None:
 def test_other_models_are_named(field: int, kind: str) -> None:
     with pytest.raises(NotImplementedError, match=f"this is a {kind} model, not an ML Program; convert it again"):
         _core.coreml_read(num(1, 4) + msg(field, b""))
+
+
+def test_blocks_beside_each_other_may_use_one_name() -> None:
+    """In a package a name belongs to its block; in our graph to the function."""
+    branch = msg(4, op("relu", arg("x", "x"), msg(3, msg(1, "t"), msg(2, X))),
+                 op("relu", arg("x", "t"), msg(3, msg(1, "u"), msg(2, X))), msg(2, "u"))
+    both = op("cond", arg("pred", "p"), branch, branch, msg(3, msg(1, "y"), msg(2, X)))
+    params = msg(1, msg(1, "x"), msg(2, X)) + msg(1, msg(1, "p"), msg(2, tensor(BOOL)))
+    program, _ = _core.coreml_read(model(both, params=params))
+    blocks = program.op_info(next(
+        o for o in program.block_info(program.functions()[0][2])["ops"]
+        if program.op_info(o)["op"] == "cond"))["blocks"]
+    inner = [[program.op_info(o) for o in program.block_info(b)["ops"]] for b in blocks]
+    for first, second in inner:         # each block reads its own values
+        assert second["args"]["x"] == first["results"][0]
+    assert inner[0][0]["results"] != inner[1][0]["results"]
+    # A name of the block around stays taken.
+    with pytest.raises(ValueError, match='"x" is already defined'):
+        _core.coreml_read(model(op("cond", arg("pred", "p"), msg(
+            4, op("relu", arg("x", "x"), msg(3, msg(1, "x"), msg(2, X))), msg(2, "x")),
+            branch), params=params))

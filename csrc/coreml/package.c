@@ -30,6 +30,7 @@ typedef struct reader {
     int32_t *buckets;
     uint32_t n_buckets;         /* power of two */
     int type_depth;
+    uint32_t renamed;           /* grows with each name that another block has taken */
 } reader;
 
 static ane_status no_memory(ane_wire *w) {
@@ -205,6 +206,21 @@ static const ane_type *read_type(ane_wire *parent, const ane_wire_field *field, 
     r->type_depth--;
     if (!w.status && !t) ane_wire_fail(&w, "value type of an unknown kind");
     return ane_wire_join(parent, &w) ? NULL : t;
+}
+
+/* In a package a name belongs to its block, so that both blocks of a while_loop may use the
+ * same ones; in the graph it is the function's alone. A name free for a value of block b:
+ * itself, or one made from it where a block beside has it. NULL: no memory. */
+static const char *free_name(reader *r, const ane_block *b, const char *name) {
+    const ane_function *f = r->function;
+    size_t n = strlen(name);
+    if (b == f->body || !ane_function_value(f, name, n)) return name;
+    char *made = ane_arena_alloc(r->scratch, n + 12);
+    if (!made) return NULL;
+    do {
+        snprintf(made, n + 12, "%s_%u", name, (unsigned)++r->renamed);
+    } while (ane_function_value(f, made, strlen(made)));
+    return made;
 }
 
 /* NamedValueType. */
@@ -677,19 +693,26 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
         if (!val || d.n_results != 1) {
             ane_wire_fail(&w, "const without value or with %d results", d.n_results);
         } else {
-            ane_status st = ane_const_create(b, scope_find(r, names[0]) < 0 ? names[0] : NULL,
-                                             val, false, &c, w.err);
+            const char *own = scope_find(r, names[0]) < 0 ? free_name(r, b, names[0]) : NULL;
+            ane_status st = ane_const_create(b, own, val, false, &c, w.err);
             if (st) ane_wire_stop(&w, st);
             else if (!scope_put(r, names[0], c)) no_memory(&w);
         }
     } else if (!w.status) {
-        ane_op *op = NULL;
         d.args = args;
         d.blocks = blocks;
         d.attrs = extra.all;
         d.n_attrs = extra.n;
         d.declared = types;
-        d.result_names = names;
+        const char **own = ane_arena_alloc(r->scratch, (size_t)d.n_results * sizeof *own);
+        for (int i = 0; own && i < d.n_results; i++)
+            if (!(own[i] = scope_find(r, names[i]) < 0 ? free_name(r, b, names[i]) : names[i]))
+                own = NULL;
+        if (!own) no_memory(&w);
+        d.result_names = own;
+    }
+    if (!w.status && d.result_names) {
+        ane_op *op = NULL;
         ane_status st = ane_op_create(b, NULL, &d, &op, w.err);
         if (st) {
             ane_error_prefix(w.err, "%s: ", w.file);
@@ -713,7 +736,9 @@ static void read_block(ane_wire *parent, const ane_wire_field *field, ane_block 
         const ane_type *type;
         ane_value *v;
         if (f.number != 1 || !read_named_type(&again, &f, r, &name, &type)) continue;
-        ane_status st = ane_block_add_param(b, name, type, &v, again.err);
+        const char *own = free_name(r, b, name);
+        ane_status st = own ? ane_block_add_param(b, own, type, &v, again.err)
+                            : no_memory(&again);
         if (st) ane_wire_stop(&again, st);
         else if (!scope_put(r, name, v)) no_memory(&again);
     }

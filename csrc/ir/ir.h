@@ -115,6 +115,7 @@ struct ane_function {
     uint32_t id;
     ane_program *program;
     const char *name;
+    int line, column;                   /* of the name; 0: built */
     const char *opset_tag;              /* "ios18" as written */
     int opset;                          /* 15..18; newer tags act as 18 */
     int n_params;
@@ -131,6 +132,7 @@ struct ane_program {
     ane_arena *arena;
     const char *version;                /* "1.3": text, not a number */
     const char *filename;
+    int line, column;                   /* of the version; 0: no text */
     int n_attrs;
     ane_attr *attrs;                    /* buildInfo, ... */
     ane_function *functions;            /* in order */

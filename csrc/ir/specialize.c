@@ -132,6 +132,8 @@ static ane_status copy_function(copier *c, const ane_function *f,
                                         c->err);
     if (st) return st;
     c->f = g;
+    g->line = f->line;
+    g->column = f->column;
     if (f->n_attrs) {
         if ((st = copy_attrs(c, f->attrs, f->n_attrs, &g->attrs))) return st;
         g->n_attrs = f->n_attrs;
@@ -149,6 +151,8 @@ static ane_status copy_program(const ane_program *from, const ane_function *only
     ane_status st = ane_program_create(from->version, &to, c.err);
     if (st) return st;
     c.to = to;
+    to->line = from->line;
+    to->column = from->column;
     to->impl->next_symbol = from->impl->next_symbol;
     c.map = ane_calloc(from->impl->n_ids, sizeof *c.map);
     if (!c.map || (from->filename &&

@@ -93,8 +93,12 @@ static void report(walk *w, ane_lint_id id, ane_severity severity, const ane_op 
     }
     f->all[f->n++] = (ane_finding){.rule = rule,
                                    .severity = severity,
-                                   .line = op ? op->line : 0,
-                                   .column = op ? op->column : 0,
+                                   .line = op            ? op->line
+                                           : w->function ? w->function->line
+                                                         : w->program->line,
+                                   .column = op            ? op->column
+                                             : w->function ? w->function->column
+                                                           : w->program->column,
                                    .op = op ? op->id : 0,
                                    .function = function,
                                    .what = kept_what,
@@ -188,6 +192,20 @@ static bool is_one_of(const char *name, const char *list) {
         p += strspn(p, " ");
     }
     return false;
+}
+
+/* A matrix product, or one of a batch that is 1 all over, with a constant. */
+static void check_product(walk *w, const ane_op *op) {
+    bool linear = !strcmp(op->row->name, "linear");
+    const ane_value *x = ane_op_in(op, "x"), *y = ane_op_in(op, linear ? "weight" : "y");
+    const ane_type *t;
+    if (!x || !y || x->type->kind != ANE_T_TENSOR || y->type->kind != ANE_T_TENSOR) return;
+    if (!x->konst == !y->konst) return;
+    t = x->konst ? x->type : y->type;
+    for (int i = 0; i + 2 < t->rank; i++)
+        if (t->dims[i] != 1) return;
+    if (t->rank >= 2)
+        on_op(w, ANE_LINT_ANE46, op, "'%.80s' is constant", x->konst ? x->name : y->name);
 }
 
 static const char arithmetic[] =
@@ -315,6 +333,8 @@ static void check_op(walk *w, const ane_op *op) {
         on_op(w, ANE_LINT_ANE24, op, "%s", "");
     } else if (!strcmp(name, "tile")) {
         on_op(w, ANE_LINT_ANE25, op, "%s", "");
+    } else if (is_one_of(name, "matmul linear")) {
+        check_product(w, op);
     } else if (!strcmp(name, "layer_norm")) {
         on_op(w, ANE_LINT_ANE27, op, "%s", "");
         check_epsilon(w, op);
@@ -384,6 +404,38 @@ static void check_records(walk *w, const ane_block *b) {
     }
 }
 
+/* The first constant of a weight file. */
+static void check_baked(walk *w, const ane_block *b) {
+    for (const ane_op *op = b->first; op; op = op->next) {
+        const ane_const *c = op->n_results ? op->results[0]->konst : NULL;
+        if (strcmp(op->row->name, "const") || !c || !c->blob_path) continue;
+        on_op(w, ANE_LINT_ANE08, op, "'%.120s'", c->blob_path);
+        return;
+    }
+}
+
+/* Results are few: a scan of all pairs that stops at a bound. */
+static void check_results(walk *w, const ane_block *b) {
+    for (int i = 1; i < b->n_outputs && i < ANE_LIMIT_PORTS; i++)
+        for (int k = 0; k < i; k++)
+            if (b->outputs[k] == b->outputs[i]) {
+                on_port(w, ANE_LINT_ANE15, ANE_ERROR, false, b->outputs[i], "");
+                break;
+            }
+}
+
+static void check_reading(walk *w) {
+    const ane_warning *all;
+    size_t n = ane_program_warnings(w->program, &all);
+    for (size_t i = 0; i < n && !w->found->failed; i++) {
+        size_t before = w->found->n;
+        report(w, ANE_LINT_ANE47, ANE_WARNING, NULL, "text", all[i].message);
+        if (w->found->n == before) continue;
+        w->found->all[before].line = all[i].line;
+        w->found->all[before].column = all[i].column;
+    }
+}
+
 static bool has_version(const ane_program *p) {
     for (int i = 0; i < p->n_attrs; i++) {
         const ane_const *c = p->attrs[i].value;
@@ -416,7 +468,15 @@ ane_status ane_lint(const ane_program *p, const char *target, const char *route,
     }
     w.found = f;
     if (!has_version(p)) report(&w, ANE_LINT_ANE29, ANE_INFO, NULL, "program", "");
-    if (p->functions && p->functions->next)
+    check_reading(&w);
+    int functions = 0;
+    for (const ane_function *fn = p->functions; fn; fn = fn->next) functions++;
+    if (functions > ANE_LIMIT_COMPILES) {
+        char text[64];
+        snprintf(text, sizeof text, "%d functions, each compiled alone", functions);
+        report(&w, ANE_LINT_ANE06, ANE_INFO, NULL, "program", text);
+    }
+    if (functions > 1)
         report(&w, ANE_LINT_ANE32, ANE_INFO, NULL, "program", "several functions");
     for (const ane_function *fn = p->functions; fn; fn = fn->next) {
         char text[128];
@@ -434,6 +494,8 @@ ane_status ane_lint(const ane_program *p, const char *target, const char *route,
         check_ports(&w, true, fn->params, fn->n_params);
         check_ports(&w, false, fn->body->outputs, fn->body->n_outputs);
         check_records(&w, fn->body);
+        check_baked(&w, fn->body);
+        check_results(&w, fn->body);
         size_t bytes = check_block(&w, fn->body);
         for (int i = 0; i < fn->n_params; i++) bytes += port_bytes(fn->params[i]->type);
         if (bytes > ANE_LIMIT_WORKING_SET) {

@@ -266,6 +266,8 @@ static ane_status parse_function(ane_parser *ps) {
     if (!fname || !ftag) return ane__parse_nomem(ps);
     st = ane_function_create(ps->p, fname, ftag, params, n, &ps->f, ps->err);
     if (st) return ane__parse_at(ps, &name, st);
+    ps->f->line = name.line;
+    ps->f->column = name.column;
     ps->op_names = NULL;
     if ((st = ane__keep_attrs(ps, &attrs, &ps->f->attrs, &ps->f->n_attrs)) ||
         (st = parse_body(ps, ps->f->body, 0)))
@@ -294,6 +296,8 @@ static ane_status parse_program(ane_parser *ps) {
     st = ane_program_create(version, &ps->p, ps->err);
     if (st) return ane__parse_at(ps, &v, st);
     ps->p->parsing = true;
+    ps->p->line = v.line;
+    ps->p->column = v.column;
     ps->p->filename = ane_arena_strndup(ps->p->arena, ps->lx.filename, strlen(ps->lx.filename));
     if (!ps->p->filename) return ane__parse_nomem(ps);
     if (strlen(version) != 3 || version[2] > '3')
