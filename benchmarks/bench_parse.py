@@ -1,16 +1,20 @@
-"""Parsing, checking, printing and copying MIL text: time per statement as texts grow.
+"""Parsing, checking, planning, printing and copying MIL text: time per statement as texts grow.
 
     python benchmarks/bench_parse.py [--json FILE] [--repeats N]
 
 A statement is about 110 bytes, as compiled programs have them: constants, reshapes and sums that
-refer far back. The parse includes type inference and the structural check. The last line gives
-the growth of time per statement from the smallest text to the largest: 1 is linear.
+refer far back. The parse includes type inference and the structural check; plan is
+anetorch.compile of a parsed program and bind, which plans for the shapes; "parse, verify, plan" is
+all three from the text. The last lines give the growth of time per statement from 999 statements to
+the largest text: 1 is linear.
 """
 
 from __future__ import annotations
 
 import common
+import numpy as np
 
+import anetorch
 from anetorch.mil import Program
 
 SIZES = (99, 999, 3000, 30_000, 99_999)
@@ -30,6 +34,19 @@ def text(statements: int) -> str:
     return f"program(1.3)\n{{\n    func main<ios18>({shape} v_0) {{\n{body}\n        }} -> (v_{statements // 3});\n}}\n"
 
 
+X = np.ones((1, 8, 4, 8), np.float16)
+
+
+def plan(program: Program) -> anetorch.Request:
+    return anetorch.compile(program).bind({"v_0": X})
+
+
+def everything(source: str) -> None:
+    program = Program.parse(source)
+    program.verify()
+    plan(program)
+
+
 def main() -> None:
     args = common.arguments(__doc__).parse_args()
     report = common.Report("bench_parse", args.json)
@@ -41,6 +58,8 @@ def main() -> None:
         assert len(program.function.body.info["ops"]) == n
         repeats = max(3, args.repeats * 10 if n < 10_000 else args.repeats)
         for name, call in {"parse": lambda s=source: Program.parse(s), "verify": program.verify,
+                           "plan": lambda p=program: plan(p),
+                           "parse, verify, plan": lambda s=source: everything(s),
                            "print": program.text, "clone": program.clone}.items():
             times = common.measure(call, repeats=repeats)
             report.add(name, times, statements=n, ns_per_statement=times["minimum"] / n * 1e9)

@@ -295,8 +295,10 @@ def test_equals_pytorch(name: str, precision: str, tmp_path: Path) -> None:
     check(got, exact, bound, f"{name} {precision}")
 
 
-def test_decoder_with_states(tmp_path: Path) -> None:
-    """Twelve tokens over a cache of eight; Core ML states are fp16, whatever computes."""
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_decoder_with_states(precision: str, tmp_path: Path) -> None:
+    """Twelve tokens over a cache of eight; Core ML states are fp16, whatever computes, so that
+    fp16's rounding is what the bound is made of either way."""
     model = make(Decoder, True)
     ids = np.random.default_rng(3).integers(0, 30, (12, 1, 1)).astype(np.int32)
     masks = np.zeros((12, 1, 1, 1, 8), np.float32)
@@ -304,7 +306,7 @@ def test_decoder_with_states(tmp_path: Path) -> None:
         masks[i, ..., :max(0, 7 - i)] = -16     # 1e-7 of a token's weight, and no larger noise
     states = [ct.StateType(wrapped_type=ct.TensorType(shape=(1, 4, 8, 8), dtype=np.float16), name=n)
               for n in "kv"]
-    convert(model, [ids[0], masks[0]], "fp16", tmp_path / "m.mlpackage", states=states)
+    convert(model, [ids[0], masks[0]], precision, tmp_path / "m.mlpackage", states=states)
     loaded = anetorch.load(tmp_path / "m.mlpackage")
     state, other = loaded.make_state(), loaded.make_state()
     steps = [loaded.predict({"x0": i, "x1": m}, state)["y"] for i, m in zip(ids, masks)]
@@ -325,14 +327,22 @@ def test_decoder_with_states(tmp_path: Path) -> None:
         np.testing.assert_allclose(held, tensor.detach().numpy(), rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("how", ["int8 linear", "int8 per block", "palette of 16"])
-def test_compressed_weights(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how, name, precision", [
+    ("int8 linear", "vision transformer", "fp32"), ("int8 linear", "text encoder", "fp16"),
+    ("int8 per block", "vision transformer", "fp32"), ("int8 per block", "speech", "fp32"),
+    ("palette of 16", "vision transformer", "fp32"), ("palette of 16", "text encoder", "fp16"),
+    ("palette of 256", "text encoder", "fp32"),
+])
+def test_compressed_weights(how: str, name: str, precision: str, tmp_path: Path) -> None:
     """Against PyTorch with the weights that coremltools itself decompresses."""
     opt = ct.optimize.coreml
-    model, xs = make(Vision, False), inputs_of(Vision)
-    converted = convert(model, xs, "fp32", tmp_path / "plain.mlpackage")
-    if how == "palette of 16":
-        op = opt.OpPalettizerConfig(mode="uniform", nbits=4, weight_threshold=0)
+    kind = MODELS[name]
+    model, xs = make(kind, precision == "fp16"), inputs_of(kind)
+    converted = convert(model, xs, precision, tmp_path / "plain.mlpackage")
+    levels = {"palette of 16": 16, "palette of 256": 256}.get(how, 255)
+    if "palette" in how:
+        op = opt.OpPalettizerConfig(mode="uniform", nbits=levels.bit_length() - 1,
+                                    weight_threshold=0)
         small = opt.palettize_weights(converted, opt.OptimizationConfig(global_config=op))
     else:
         more = dict(granularity="per_block", block_size=8) if "block" in how else {}
@@ -355,12 +365,15 @@ def test_compressed_weights(how: str, tmp_path: Path) -> None:
             if not same:
                 continue
             nearest = min(same, key=lambda a: float(np.abs(a - p.numpy()).mean()))
-            # Sixteen levels of a range are at most a fifteenth of it apart.
-            assert np.abs(nearest - p.numpy()).max() <= np.ptp(p.numpy()) / 15
+            # So many levels of a range are at most this far apart; symmetric ones cover twice
+            # the larger half of it. Scales and palettes are rounded to fp16 there.
+            apart = 2 * np.abs(p.numpy()).max() / (levels - 1)
+            assert np.abs(nearest - p.numpy()).max() <= apart * (1 + 2.0**-8)
             changed += not np.array_equal(nearest, p.numpy())
             p.copy_(torch.from_numpy(np.array(nearest)))
-    assert changed >= 8
+    assert changed >= {"vision transformer": 8, "text encoder": 8, "speech": 4}[name]
     got = loaded.predict({"x0": xs[0]})["y"]
-    model, wide = model.double(), torch.from_numpy(xs[0]).double()
-    exact, bound = reference(lambda: model(wide), UNIT["fp32"])
+    model, wide = model.double(), torch.from_numpy(xs[0])
+    wide = wide.double() if wide.is_floating_point() else wide
+    exact, bound = reference(lambda: model(wide), UNIT[precision])
     check(got, exact, bound, how)

@@ -176,7 +176,7 @@ static ane_status conv(ane_infer *in, bool transpose) {
                    : ane__window_forward(in, NULL, in->op, &w);
     if (st) return st;
     for (int i = 0; i < w.n && !transpose; i++)
-        if (w.dilation[i] != 1 && !ane_op_const(in->op, "weight"))
+        if (w.dilation[i] != 1 && !ane_value_is_constant(ane_op_in(in->op, "weight")))
             return ane_infer_fail(in, ANE_ERR_INVALID, "a 'weight' that is not constant needs "
                                   "dilations of 1, got %lld", (long long)w.dilation[i]);
     int64_t shape[5];

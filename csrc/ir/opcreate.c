@@ -38,7 +38,7 @@ static void param_list(const ane_op_row *row, char *buf, size_t n) {
 
 /* ---------------------------------------------------------------- signature */
 
-static bool is_constant(const ane_value *v) {
+bool ane_value_is_constant(const ane_value *v) {
     return v->konst || (v->def && !strncmp(v->def->row->name, "constexpr_", 10));
 }
 
@@ -63,7 +63,7 @@ static ane_status check_value(const ane_op_param *q, const ane_value *v, ane_err
         return ane_fail(err, ANE_ERR_SHAPE,
                         "parameter %s expects a vector (rank 1), got %s of type %s", q->name,
                         shown(v), ane_type_text(t, got, sizeof got));
-    if (q->is_const && !is_constant(v))
+    if (q->is_const && !ane_value_is_constant(v))
         return ane_fail(err, ANE_ERR_INVALID,
                         "parameter %s must be a constant, got %s, which is computed", q->name,
                         shown(v));

@@ -84,6 +84,8 @@ struct ane_infer {
 /* Arguments by name. The op_* family serves passes and backends as well. */
 const ane_arg *ane_op_arg(const ane_op *op, const char *name);          /* NULL: absent */
 ane_value *ane_op_in(const ane_op *op, const char *name);       /* first value, or NULL */
+/* What a parameter marked constant takes: a known value, or a constexpr_* result. */
+bool ane_value_is_constant(const ane_value *v);
 /* Known constant of an argument or its default; NULL when absent or not constant. */
 const ane_const *ane_op_const(const ane_op *op, const char *name);
 /* Constant scalars; `fallback` when absent or unknown. */

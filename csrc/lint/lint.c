@@ -200,12 +200,13 @@ static void check_product(walk *w, const ane_op *op) {
     const ane_value *x = ane_op_in(op, "x"), *y = ane_op_in(op, linear ? "weight" : "y");
     const ane_type *t;
     if (!x || !y || x->type->kind != ANE_T_TENSOR || y->type->kind != ANE_T_TENSOR) return;
-    if (!x->konst == !y->konst) return;
-    t = x->konst ? x->type : y->type;
+    bool of_x = ane_value_is_constant(x);
+    if (of_x == ane_value_is_constant(y)) return;
+    t = of_x ? x->type : y->type;
     for (int i = 0; i + 2 < t->rank; i++)
         if (t->dims[i] != 1) return;
     if (t->rank >= 2)
-        on_op(w, ANE_LINT_ANE46, op, "'%.80s' is constant", x->konst ? x->name : y->name);
+        on_op(w, ANE_LINT_ANE46, op, "'%.80s' is constant", of_x ? x->name : y->name);
 }
 
 static const char arithmetic[] =
@@ -236,7 +237,8 @@ static void check_dims(walk *w, const ane_op *op) {
 static void check_conv(walk *w, const ane_op *op) {
     const ane_value *weight = ane_op_in(op, "weight"), *x = ane_op_in(op, "x");
     if (ane_op_in(op, "bias")) on_op(w, ANE_LINT_ANE14, op, "%s", "");
-    if (weight && !weight->konst) on_op(w, ANE_LINT_ANE16, op, "weight '%.80s'", weight->name);
+    if (weight && !ane_value_is_constant(weight))
+        on_op(w, ANE_LINT_ANE16, op, "weight '%.80s'", weight->name);
     int64_t groups = ane_op_i64(op, "groups", 1);
     if (groups != 1) on_op(w, ANE_LINT_ANE17, op, "groups %lld", (long long)groups);
     if (!x || x->type->kind != ANE_T_TENSOR || x->type->rank < 2) return;
