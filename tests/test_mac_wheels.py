@@ -29,7 +29,7 @@ CORE, LIBRARY = "anetorch/_core.abi3.so", f"anetorch/libanetorch.{0}.dylib"
 OLD = set("""
 __DefaultRuneLocale ___bzero ___error ___maskrune ___memcpy_chk ___memmove_chk ___memset_chk
 ___snprintf_chk ___stack_chk_fail ___stack_chk_guard ___stderrp ___strcat_chk ___strcpy_chk
-___strncpy_chk ___udivti3 ___umodti3 ___vsnprintf_chk __tlv_bootstrap _abort _acos _acosf _asin
+___strncpy_chk ___tolower ___toupper ___udivti3 ___umodti3 ___vsnprintf_chk __tlv_bootstrap _abort _acos _acosf _asin
 _asinf _asinh _asinhf _acosh _acoshf _atan _atan2 _atan2f _atanf _atanh _atanhf _bsearch _bzero
 _calloc _cbrt _ceil _ceilf _clock_gettime _close _closedir _confstr _cos _cosf _cosh _coshf _dladdr
 _dirfd _dlerror _dlopen _dlsym _erf _erfc _erff _exp _exp2 _exp2f _expf _expm1 _expm1f _fchmod _fclose
@@ -49,7 +49,7 @@ _realpath _rename _renameat _rewinddir _rint _rintf _rmdir _round _roundf _sched
 _shm_unlink _sigaction _sigemptyset _sigfillset _sin _sinf _sinh _sinhf _snprintf _sqrt _sqrtf _sscanf _stat
 _strcasecmp _strchr _strcmp _strcpy _strcspn _strdup _strerror _strerror_r _strlen _strncasecmp
 _strncmp _strncpy _strnlen _strpbrk _strrchr _strspn _strstr _strtod _strtof _strtol _strtoll
-_strtoul _strtoull _symlink _sysconf _sysctlbyname _tan _tanf _tanh _tanhf _time _trunc _truncf
+_strtoul _strtoull _symlink _sysconf _sysctlbyname _tan _tanf _tanh _tanhf _time _tolower _toupper _trunc _truncf
 _unlink _unlinkat _usleep _utimensat _utimes _vsnprintf _write dyld_stub_binder
 """.split())
 
