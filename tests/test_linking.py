@@ -111,9 +111,11 @@ def exported(library: Path) -> set[str]:
     return {line.split()[-1].partition("@")[0] for line in table.splitlines()}
 
 
-def declared(header: str) -> set[str]:
-    text = re.sub(r"/\*.*?\*/|//[^\n]*", "", (Path(anetorch.get_include()) / header).read_text(),
-                  flags=re.S)
+def declared(header: str, text: str | None = None) -> set[str]:
+    """Functions of an installed header, or of the text of one."""
+    if text is None:
+        text = (Path(anetorch.get_include()) / header).read_text()
+    text = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.S)
     return set(re.findall(r"\b(ane_\w+)\s*\(", " ".join(
         re.findall(r"\bANE(?:_BRIDGE)?_API\b[^;{]*;", text))))
 
