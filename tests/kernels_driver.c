@@ -345,6 +345,90 @@ static void attentions(const ane_kernels *t) {
     }
 }
 
+/* Convolutions in exactly sized blocks: forward and transposed, grouped, depthwise, padded;
+ * channels first and last; against double precision, and the same bits for any threads. */
+static void convolutions(const ane_kernels *t) {
+    static const int cases[][10] = {    /* cin, cout, groups, in h, w, kernel h, w, stride,
+                                           dilation, pad */
+        {3, 17, 1, 13, 11, 3, 5, 2, 1, 1}, {37, 33, 1, 5, 7, 1, 1, 1, 1, 0},
+        {20, 13, 1, 6, 6, 3, 3, 1, 2, 2},  {19, 19, 19, 9, 8, 3, 3, 1, 1, 1},
+        {40, 40, 40, 7, 10, 3, 3, 2, 1, 1}, {12, 9, 3, 6, 5, 2, 2, 1, 1, 0},
+        {1050, 9, 1, 2, 3, 2, 2, 1, 1, 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int mode = 0; mode < 8; mode++) {
+            const int *c = cases[i];
+            bool back = mode & 1, last = mode & 2, half = mode & 4;
+            int64_t small[2], big[2] = {c[3], c[4]}, ker[2] = {c[5], c[6]};
+            for (int d = 0; d < 2; d++)
+                small[d] = (big[d] + 2 * c[9] - (ker[d] - 1) * c[8] - 1) / c[7] + 1;
+            int64_t ci = back ? c[1] : c[0], co = back ? c[0] : c[1], g = c[2];
+            int64_t *in = back ? small : big, *out = back ? big : small;
+            int64_t per = c[0] / g, nw = (int64_t)c[1] * per * ker[0] * ker[1];
+            size_t nx = (size_t)(ci * in[0] * in[1]), ny = (size_t)(co * out[0] * out[1]);
+            ane_dtype type = half ? ANE_F16 : ANE_F32;
+            int64_t size = half ? 2 : 4;
+            char *x = malloc(nx * (size_t)size), *y = malloc(ny * (size_t)size), *w = malloc((size_t)nw * 4);
+            char *again = malloc(ny * (size_t)size);
+            float *shift = malloc((size_t)co * sizeof *shift);
+            for (size_t e = 0; e < nx; e++) put(x, type, e, normal());
+            for (int64_t e = 0; e < nw; e++) put(w, ANE_F32, (size_t)e, normal());
+            for (int64_t e = 0; e < co; e++) shift[e] = (float)normal();
+            ane_conv_args a = {
+                .transposed = back, .n = 1, .groups = g, .cin = ci, .cout = co,
+                .in = {1, in[0], in[1]}, .out = {1, out[0], out[1]}, .kernel = {1, ker[0], ker[1]},
+                .stride = {1, c[7], c[7]}, .dilation = {1, c[8], c[8]}, .pad = {0, c[9], c[9]},
+                .x = {x, type, 0, last ? size : in[0] * in[1] * size,
+                      {0, last ? in[1] * ci * size : in[1] * size, last ? ci * size : size}},
+                .y = {y, type, 0, last ? size : out[0] * out[1] * size,
+                      {0, last ? out[1] * co * size : out[1] * size, last ? co * size : size}},
+                .w = w, .w_dtype = ANE_F32, .w_s = {0, ker[1] * 4, 4}, .shift = shift,
+                .after = {.limits = true, .low = -2, .high = INFINITY},
+            };
+            int64_t along = ker[0] * ker[1] * 4;
+            a.w_out = back ? along : per * along;
+            a.w_in = back ? per * along : along;
+            for (int threads = 1; threads <= 3; threads += 2) {
+                ane_set_num_threads(threads, NULL);
+                CHECK(!ane_conv_with(t, &a, NULL), "%s convolution %zu", t->name, i);
+                if (threads == 1) memcpy(again, y, ny * (size_t)size);
+                else CHECK(!memcmp(again, y, ny * (size_t)size), "%s: other bits", t->name);
+            }
+            double *ref = calloc(ny, sizeof *ref), *sum = calloc(ny, sizeof *sum);
+            for (int64_t o = 0; o < c[1]; o++)          /* of the forward convolution */
+                for (int64_t q = 0; q < per; q++)
+                    for (int64_t h = 0; h < small[0]; h++)
+                        for (int64_t v = 0; v < small[1]; v++)
+                            for (int64_t k = 0; k < ker[0] * ker[1]; k++) {
+                                int64_t r = h * c[7] + k / ker[1] * c[8] - c[9];
+                                int64_t s = v * c[7] + k % ker[1] * c[8] - c[9];
+                                if (r < 0 || r >= big[0] || s < 0 || s >= big[1]) continue;
+                                int64_t chan = o / (c[1] / g) * per + q;
+                                int64_t b = (chan * big[0] + r) * big[1] + s;
+                                int64_t m = (o * small[0] + h) * small[1] + v;
+                                int64_t from = back ? m : b, to = back ? b : m;
+                                int64_t fc = from / (in[0] * in[1]), fp = from % (in[0] * in[1]);
+                                double p = value(x, type, (size_t)(last ? fp * ci + fc : from)) *
+                                           value(w, ANE_F32, (size_t)((o * per + q) * ker[0] * ker[1] + k));
+                                ref[to] += p;
+                                sum[to] += fabs(p);
+                            }
+            for (int64_t e = 0; e < (int64_t)ny; e++) {
+                int64_t ch = e / (out[0] * out[1]), pos = e % (out[0] * out[1]);
+                double want = ref[e] + (double)shift[ch];
+                double k = (double)(ci / g * ker[0] * ker[1]);
+                double bound = (k + 2) * 0x1p-24 * sum[e] + 0x1p-23 * (fabs(want) + fabs((double)shift[ch]));
+                if (want < -2) want = -2;
+                if (half) bound += 0x1p-11 * fabs(want) + 0x1p-25;
+                double got = value(y, type, (size_t)(last ? pos * co + ch : e));
+                CHECK(fabs(got - want) <= bound, "%s convolution %zu mode %d at %lld: %g, not %g",
+                      t->name, i, mode, (long long)e, got, want);
+            }
+            free(x), free(y), free(w), free(again), free(shift), free(ref), free(sum);
+        }
+    ane_set_num_threads(2, NULL);
+}
+
 /* ------------------------------------------------------------------ the pool */
 
 static void count(void *arg, size_t i) { ((int *)arg)[i]++; }
@@ -395,6 +479,7 @@ int main(void) {
         ane_set_num_threads(2, NULL);
         if (t->vec) {
             attentions(t);
+            convolutions(t);
             conversions(t);
             vectors(t, scalar);
         }

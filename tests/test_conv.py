@@ -251,6 +251,33 @@ def test_pool(table: str, name: str, kind: int) -> None:
         out.check(what)
 
 
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c[4] == 1])
+def test_8_bit_sums_are_exact(table: str, name: str) -> None:
+    """Every int32 sum that fp32 can hold, bit for bit; larger ones rounded once."""
+    xs, ws, strides, dilations, groups, before, after = CASES[name]
+    rng = np.random.default_rng(len(name))
+    kinds = [np.int8, np.uint8]
+    for i, (lx, ly) in enumerate(itertools.product(("first", "last", "gaps"), ("first", "last"))):
+        kx, kw = kinds[i % 2], kinds[i // 3]
+        draws = [rng.integers(np.iinfo(k).min, np.iinfo(k).max + 1, s).astype(k)
+                 for k, s in ((kx, xs), (kw, ws))]
+        if i == 0:              # the largest products of all: where saturating forms go wrong
+            draws = [np.full_like(draws[0], -128), np.full_like(draws[1], -128)]
+        zx, zw = (int(rng.integers(np.iinfo(k).min, np.iinfo(k).max + 1)) if i else 127 for k in (kx, kw))
+        x, w = draws
+        out = Out(out_shape(CASES[name]), "float32", ly)
+        what = f"{table} {name} {kx.__name__} {lx} * {kw.__name__} -> {ly}"
+        T.conv(table, laid_out(x, lx), w, out.array, strides, dilations, before, groups, 0, None,
+               None, NONE, NONE, None, i % 2, zx, zw)
+        ref = np.zeros(out.array.shape)
+        if xs[0]:
+            ref = conv(x.astype("f8") - zx, w.astype("f8") - zw, strides, dilations, groups, "custom",
+                       padding(before, after))
+        np.testing.assert_array_equal(out.array, ref.astype(np.float32), err_msg=what)
+        out.check(what)
+
+
 # ---------------------------------------------------------------- as planned
 
 def block(dtype: str = "fp32"):

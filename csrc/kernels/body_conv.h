@@ -3,8 +3,6 @@
  * tile) and CONV_NV (vectors of output channels) set. */
 #include "conv_tile.h"
 
-#define CONV_NR (CONV_NV * VW)
-
 static inline vf conv_limit(vf v, const ane_conv_act *a) {
     return v_min(v_set1(a->high), v_max(v_set1(a->low), v));       /* NaN passes */
 }
@@ -32,39 +30,7 @@ static void conv_finish(const ane_conv_post *p, float *c, size_t ld, size_t m, s
     }
 }
 
-/* Scale, shift, and where `whole` is set all of it, on m x nv vectors from channel 0; the
- * last vector has `tail` lanes. One pass per function, so that each is one branch a tile. */
-#define LANES(j) ((j) + 1 == nv ? tail : VW)
-#define LOAD(p, j) (LANES(j) == VW ? v_loadu((p) + (j) * VW) : v_load_n((p) + (j) * VW, tail))
-#define EACH UNROLL for (size_t j = 0; j < nv; j++) UNROLL for (size_t i = 0; i < m; i++)
-#define CONV_POST(s, p, m, nv, tail)                                                      \
-    if ((p)->scale)                                                                       \
-        UNROLL for (size_t j = 0; j < nv; j++) {                                          \
-            vf v = LOAD((p)->scale, j);                                                   \
-            UNROLL for (size_t i = 0; i < m; i++) s[i][j] = v_mul(s[i][j], v);            \
-        }                                                                                 \
-    if ((p)->shift)                                                                       \
-        UNROLL for (size_t j = 0; j < nv; j++) {                                          \
-            vf v = LOAD((p)->shift, j);                                                   \
-            UNROLL for (size_t i = 0; i < m; i++) s[i][j] = v_add(s[i][j], v);            \
-        }                                                                                 \
-    if ((p)->whole) {                                                                     \
-        if ((p)->before.limits) {                                                         \
-            vf low = v_set1((p)->before.low), high = v_set1((p)->before.high);            \
-            EACH s[i][j] = v_min(high, v_max(low, s[i][j]));                              \
-        }                                                                                 \
-        if ((p)->res) {                                                                   \
-            EACH {                                                                        \
-                const float *r = (const float *)(const void *)                            \
-                                 ((p)->res + (int64_t)i * (p)->res_s);                    \
-                s[i][j] = v_add(s[i][j], LOAD(r, j));                                     \
-            }                                                                             \
-        }                                                                                 \
-        if ((p)->after.limits) {                                                          \
-            vf low = v_set1((p)->after.low), high = v_set1((p)->after.high);              \
-            EACH s[i][j] = v_min(high, v_max(low, s[i][j]));                              \
-        }                                                                                 \
-    }
+#include "conv_post.h"
 
 static inline __attribute__((always_inline)) void conv_rows(const size_t m, const size_t nv,
                                                             const ane_conv_tile *t) {

@@ -116,6 +116,8 @@ typedef struct job {
     const ane_conv_kernels *k;
     const ane_conv_args *g;
     size_t cin, cout;                   /* of one group */
+    bool ints;                          /* elements are pairs of int16 */
+    ane_conv_tile_fn *tile;
     bool depthwise, joined;             /* joined: the taps along w make one segment */
     ane_rows x;
     axis a[3];
@@ -134,8 +136,19 @@ typedef struct job {
 
 static bool is_float(ane_dtype d) { return d == ANE_F16 || d == ANE_BF16 || d == ANE_F32; }
 
+static bool is_byte(ane_dtype d) { return d == ANE_I8 || d == ANE_U8; }
+
+/* Terms of a sum of products of 9-bit differences that fit an int32. */
+#define INT_TERMS (INT32_MAX / (255 * 255))
+
 static ane_status check(const ane_conv_args *g, ane_error *err) {
-    if (!is_float(g->x.dtype) || !is_float(g->y.dtype) || !is_float(g->w_dtype) ||
+    bool ints = is_byte(g->x.dtype) && is_byte(g->w_dtype);
+    int64_t terms = g->cin * g->kernel[0] * g->kernel[1] * g->kernel[2];
+    if (ints && (g->groups != 1 || terms > INT_TERMS))
+        return ane_fail(err, ANE_ERR_UNSUPPORTED, "[conv] 8-bit operands need one group and at "
+                        "most %d terms, got %lld and %lld", INT_TERMS, (long long)g->groups,
+                        (long long)terms);
+    if (ints ? !is_float(g->y.dtype) : !is_float(g->x.dtype) || !is_float(g->y.dtype) || !is_float(g->w_dtype) ||
         (g->residual && !is_float(g->residual->dtype)))
         return ane_fail(err, ANE_ERR_DTYPE, "[conv] expected float16, bfloat16 or float32");
     if (g->n < 0 || g->groups < 1 || g->cin % g->groups || g->cout % g->groups)
@@ -158,7 +171,10 @@ static void begin(job *j, const ane_kernels *limit, const ane_conv_args *g) {
                .cout = (size_t)(g->cout / g->groups)};
     j->table = limit && limit->vec ? limit : ane_kernels_get();
     j->k = j->table->conv;
-    j->depthwise = j->cin == 1 && j->cout == 1 && g->groups > 1;
+    j->ints = is_byte(g->x.dtype);
+    j->tile = j->ints ? ane_qtile_for(limit)->qtile : j->k->tile;
+    if (j->ints) j->cin = cut(j->cin, 2);
+    j->depthwise = !j->ints && j->cin == 1 && j->cout == 1 && g->groups > 1;
     j->panels = cut(j->cout, j->k->nr);
     ane_rows view;
     bool staged = !ane__rows_view(&g->x, g->cin, g->in, &view);
@@ -205,6 +221,18 @@ typedef struct packing {
     float *dst;
 } packing;
 
+static int16_t byte_at(const char *p, ane_dtype dtype, int zero) {
+    return (int16_t)((dtype == ANE_I8 ? *(const int8_t *)p : *(const uint8_t *)p) - zero);
+}
+
+/* Channels 2*pair and the next, without their zero point. */
+static void put_pair(const ane_conv_args *g, float *to, const char *p, int64_t pair, bool real) {
+    int16_t v[2] = {0, 0};
+    if (real) v[0] = byte_at(p, g->w_dtype, g->w_zero);
+    if (real && 2 * pair + 1 < g->cin) v[1] = byte_at(p + g->w_in, g->w_dtype, g->w_zero);
+    memcpy(to, v, sizeof v);
+}
+
 /* One panel of one group, all k: [block][panel][k][nr]. Rows of w are read along memory. */
 static void pack_panel(void *arg, size_t task) {
     const packing *x = arg;
@@ -225,11 +253,13 @@ static void pack_panel(void *arg, size_t task) {
                 int64_t ci = (int64_t)(k % j->cin), t = (int64_t)(k / j->cin);
                 int64_t t2 = t % a[2].taps, t1 = t / a[2].taps % a[1].taps,
                         t0 = t / a[2].taps / a[1].taps;
-                const char *p = row + ci * g->w_in +
+                const char *p = row + ci * (j->ints ? 2 : 1) * g->w_in +
                                 (a[0].tap0 + t0 * a[0].tap_step) * g->w_s[0] +
                                 (a[1].tap0 + t1 * a[1].tap_step) * g->w_s[1] +
                                 (a[2].tap0 + t2 * a[2].tap_step) * g->w_s[2];
-                to[(k - k0) * nr + c] = c < have ? weight_at(p, g->w_dtype) : 0.0f;
+                float *at = &to[(k - k0) * nr + c];
+                if (j->ints) put_pair(g, at, p, ci, c < have);
+                else *at = c < have ? weight_at(p, g->w_dtype) : 0.0f;
             }
         }
     }
@@ -455,7 +485,7 @@ static void run_tiles(void *arg, size_t task) {
                 t.a = table + i * segs * k->mr;
                 t.c = tiles[i].y + at;
                 if (post.res) post.res = tiles[i].res + (int64_t)at * res_size;
-                k->tile(tiles[i].m, &t);
+                j->tile(tiles[i].m, &t);
                 if (last && j->direct && !j->whole)
                     k->finish(&post, t.c, t.ldc, tiles[i].m, width);
             }
@@ -619,7 +649,10 @@ static ane_status rows_of(job *j, ane_error *err) {
     int64_t before[3] = {0}, after[3] = {0};
     if (!j->joined && ane__rows_view(&g->x, g->cin, g->in, &j->x)) return ANE_OK;
     if (j->joined) halo(g, before, after);
-    return ane__rows_stage(j->table, &g->x, g->n, g->cin, g->in, before, after, &j->x, err);
+    if (j->ints)
+        return ane__rows_stage(j->table, &g->x, g->n, g->cin, g->in, before, after, g->x_zero,
+                               &j->x, err);
+    return ane__rows_stage(j->table, &g->x, g->n, g->cin, g->in, before, after, 0, &j->x, err);
 }
 
 ane_status ane_conv_with(const ane_kernels *table, const ane_conv_args *args, ane_error *err) {
@@ -679,6 +712,7 @@ ane_status ane_conv_pack(const ane_conv_args *args, void *dst, ane_error *err) {
 const char *ane_conv_name(const ane_conv_args *args) {
     job j;
     begin(&j, NULL, args);
+    if (j.ints) return ane_qtile_for(NULL)->qname;
     return j.depthwise ? j.k->dw_name : j.k->name;
 }
 double ane_conv_flops(const ane_conv_args *args) {

@@ -9,7 +9,8 @@
  * pointers (no columns are ever gathered; a tap in the padding points at zeros). Operands of
  * another layout or type are brought into this one, with their padding, in scratch.
  *
- * Products and sums are fp32. Sums are split into blocks of k that depend on the shape only,
+ * Products and sums are fp32; those of 8-bit integers, which lose their zero points while they
+ * are widened to int16, are exact in int32. Sums are split into blocks of k that depend on the shape only,
  * and every output is made by one task: same bits for every thread count.
  */
 #ifndef ANE_CONV_H
@@ -41,6 +42,7 @@ typedef struct ane_conv_args {
     const void *w;
     ane_dtype w_dtype;
     int64_t w_out, w_in, w_s[3];        /* bytes along output channels, input channels, K */
+    int x_zero, w_zero;                 /* of 8-bit operands: both x and w, or neither */
     const float *scale, *shift;         /* [cout]; NULL: 1, 0 */
     ane_conv_act before, after;
     const ane_planes *residual;          /* NULL: none; channels contiguous. Not y itself. */

@@ -15,10 +15,11 @@ typedef struct ane_rows {
 
 /* x as rows; false: it must be staged. */
 bool ane__rows_view(const ane_planes *x, int64_t channels, const int64_t *in, ane_rows *out);
-/* A copy in scratch with before[d] and after[d] zeros around the image. */
+/* 8-bit values become pairs of int16 without their zero point, channels rounded up to pairs.
+ * A copy in scratch with before[d] and after[d] zeros around the image. */
 ane_status ane__rows_stage(const ane_kernels *k, const ane_planes *x, int64_t n,
                            int64_t channels, const int64_t *in, const int64_t *before,
-                           const int64_t *after, ane_rows *out, ane_error *err);
+                           const int64_t *after, int zero, ane_rows *out, ane_error *err);
 /* How many positions step evenly in memory, over innermost dims merged while they do. */
 int64_t ane__even_run(const int64_t *out, const int64_t *strides);
 bool ane__rows_writable(const ane_planes *y, int64_t channels);

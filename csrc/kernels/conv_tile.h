@@ -38,10 +38,12 @@ typedef struct ane_conv_dw {
     ane_conv_post post;
 } ane_conv_dw;
 
+typedef void ane_conv_tile_fn(size_t m, const ane_conv_tile *t);
+
 typedef struct ane_conv_kernels {
     const char *name, *dw_name, *pool_name;
     size_t mr, nr, vw;
-    void (*tile)(size_t m, const ane_conv_tile *t);
+    ane_conv_tile_fn *tile;
     void (*finish)(const ane_conv_post *p, float *c, size_t ld, size_t m, size_t n);
     void (*depthwise)(size_t px, const ane_conv_dw *d);
     void (*pool)(ane_pool_kind kind, const float *const *a, size_t taps, float scale, float *y,

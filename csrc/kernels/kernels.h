@@ -71,6 +71,10 @@ typedef struct ane_kernels {
     void (*attn_mask)(float *s, const float *mask, size_t n, float scale, float by);
     void (*attn_backward)(float *s, float *dp, size_t keys, size_t w, float scale, float by);
     const ane_conv_kernels *conv;   /* never NULL where vec is not */
+    /* Tiles whose elements are pairs of int16 instead of floats: bare sums are int32, which
+     * `post` takes as floats. NULL: those of the table below. Same shape as conv's. */
+    ane_conv_tile_fn *qtile;
+    const char *qname;              /* "int16_6x16__avx2" */
     /* `loops` rounds of fused multiply-adds in registers, each of `peak_flops` operations:
      * what fractions of peak are measured against. The result only defeats the optimiser. */
     float (*peak)(size_t loops);
@@ -82,7 +86,7 @@ typedef struct ane_kernels {
 
 /*   table       what                                   */
 #define ANE_TABLE_MAP(X)                                                                  \
-    X(scalar) X(avx2) X(avx512) X(avx512bf16) X(avx512fp16)                               \
+    X(scalar) X(avx2) X(avx512) X(avx512vnni) X(avx512bf16) X(avx512fp16)                               \
     X(neon) X(neonfhm) X(neonbf16) X(neonfp16)
 
 /* The chosen table (the widest that has vector primitives); never NULL. */
@@ -95,6 +99,9 @@ const ane_kernels *ane_kernels_at(size_t index);
  * ones), widest first, the first that keeps the promise. Never NULL for float types. */
 const ane_gemm_entry *ane_gemm_entry_for(const ane_kernels *table, ane_dtype a, ane_dtype b,
                                          ane_precision precision);
+
+/* The widest table up to `table` (NULL: the chosen ones) that has a qtile. */
+const ane_kernels *ane_qtile_for(const ane_kernels *table);
 
 /* ane_gemm with the tables up to `table` (testing). */
 ane_status ane_gemm_with(const ane_kernels *table, const ane_gemm_args *args, void *scratch,

@@ -28,6 +28,9 @@
 #ifndef ANE_BUILT_AVX512
 #define ANE_BUILT_AVX512 0
 #endif
+#ifndef ANE_BUILT_AVX512VNNI
+#define ANE_BUILT_AVX512VNNI 0
+#endif
 #ifndef ANE_BUILT_AVX512BF16
 #define ANE_BUILT_AVX512BF16 0
 #endif
@@ -165,13 +168,14 @@ static void force(const char *isa) {
 static void decide(void) {
     cpu c = look();
 #if defined(ANE_EMULATE_AVX512)         /* testing: see tests/emulate_avx512.h */
-    c.bf16 = c.fp16 = c.avx512;
+    c.vnni = c.bf16 = c.fp16 = c.avx512;
     c.intel = false;
 #endif
     n_rows = n_usable = 0;
     add("scalar", GIVE(ANE_BUILT_SCALAR, scalar), true, true, false);
     add("avx2", GIVE(ANE_BUILT_AVX2, avx2), ARCH_X86, c.avx2, false);
     add("avx512", GIVE(ANE_BUILT_AVX512, avx512), ARCH_X86, c.avx512, false);
+    add("avx512vnni", GIVE(ANE_BUILT_AVX512VNNI, avx512vnni), ARCH_X86, c.vnni, false);
     /* Intel runs vdpbf16ps at half the rate of fp32 multiply-adds (gemm-notes, section 1). */
     add("avx512bf16", GIVE(ANE_BUILT_AVX512BF16, avx512bf16), ARCH_X86, c.bf16, c.intel);
     add("avx512fp16", GIVE(ANE_BUILT_AVX512FP16, avx512fp16), ARCH_X86, c.fp16, false);
@@ -242,4 +246,13 @@ const ane_gemm_entry *ane_gemm_entry_for(const ane_kernels *table, ane_dtype a, 
         }
     }
     return NULL;
+}
+
+const ane_kernels *ane_qtile_for(const ane_kernels *table) {
+    ready();
+    if (!table) table = chosen;
+    size_t top = 0;
+    while (top + 1 < n_usable && usable[top] != table) top++;
+    while (!usable[top]->qtile) top--;          /* the scalar table has one */
+    return usable[top];
 }

@@ -18,6 +18,19 @@
     CONV_CASE(6, 2)
 #include "body_conv.h"
 
+typedef __m256i qi;
+static inline qi q_zero(void) { return _mm256_setzero_si256(); }
+static inline qi q_load(const void *p) { return _mm256_loadu_si256(p); }
+static inline qi q_pair(const void *p) { return _mm256_castps_si256(_mm256_broadcast_ss(p)); }
+static inline qi q_dot(qi s, qi a, qi b) {
+    return _mm256_add_epi32(s, _mm256_madd_epi16(a, b));
+}
+static inline qi q_add(qi a, qi b) { return _mm256_add_epi32(a, b); }
+static inline qi q_bits(vf x) { return _mm256_castps_si256(x); }
+static inline vf q_raw(qi x) { return _mm256_castsi256_ps(x); }
+static inline vf q_float(qi x) { return _mm256_cvtepi32_ps(x); }
+#include "body_qconv.h"
+
 #include "body_attention.h"
 
 #include "tables.h"
@@ -80,6 +93,6 @@ const ane_kernels ane_kernels__avx2 = {
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
-    .conv = &conv_table, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_6x16__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };
 #endif

@@ -20,6 +20,13 @@
     CONV_CASE(11, 2) CONV_CASE(12, 2)
 #include "body_conv.h"
 
+typedef __m512i qi;
+static inline qi q_dot(qi s, qi a, qi b) {
+    return _mm512_add_epi32(s, _mm512_madd_epi16(a, b));
+}
+#include "pairs16_avx512.h"
+#include "body_qconv.h"
+
 #include "body_attention.h"
 
 #include "tables.h"
@@ -184,6 +191,6 @@ const ane_kernels ane_kernels__avx512 = {
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
-    .conv = &conv_table, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_12x32__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };
 #endif

@@ -18,6 +18,21 @@
     CONV_CASE(6, 2) CONV_CASE(7, 2) CONV_CASE(8, 2)
 #include "body_conv.h"
 
+typedef int32x4_t qi;
+static inline qi q_zero(void) { return vdupq_n_s32(0); }
+static inline qi q_load(const void *p) { return vreinterpretq_s32_f32(v_loadu(p)); }
+static inline qi q_pair(const void *p) { return vreinterpretq_s32_f32(vld1q_dup_f32(p)); }
+static inline qi q_dot(qi s, qi a, qi b) {
+    int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+    int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);
+    return vaddq_s32(s, vpaddq_s32(low, high));
+}
+static inline qi q_add(qi a, qi b) { return vaddq_s32(a, b); }
+static inline qi q_bits(vf x) { return vreinterpretq_s32_f32(x); }
+static inline vf q_raw(qi x) { return vreinterpretq_f32_s32(x); }
+static inline vf q_float(qi x) { return vcvtq_f32_s32(x); }
+#include "body_qconv.h"
+
 #include "body_attention.h"
 
 #include "tables.h"
@@ -63,6 +78,6 @@ const ane_kernels ane_kernels__neon = {
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
-    .conv = &conv_table, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_8x8__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };
 #endif

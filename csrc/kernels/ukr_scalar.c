@@ -17,6 +17,30 @@
     CONV_CASE(1, 4) CONV_CASE(2, 4) CONV_CASE(3, 4) CONV_CASE(4, 4)
 #include "body_conv.h"
 
+typedef int32_t qi;
+static inline qi q_zero(void) { return 0; }
+static inline qi q_load(const void *p) {
+    qi x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+static inline qi q_pair(const void *p) { return q_load(p); }
+static inline qi q_dot(qi s, qi a, qi b) {
+    int16_t x[2], y[2];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    return s + x[0] * y[0] + x[1] * y[1];
+}
+static inline qi q_add(qi a, qi b) { return a + b; }
+static inline qi q_bits(vf x) { return q_load(&x); }
+static inline vf q_raw(qi x) {
+    vf y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+static inline vf q_float(qi x) { return (vf)x; }
+#include "body_qconv.h"
+
 #include "body_attention.h"
 
 #include "tables.h"
@@ -48,5 +72,5 @@ const ane_kernels ane_kernels__scalar = {
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
-    .conv = &conv_table, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_4x4__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };

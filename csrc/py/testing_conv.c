@@ -14,6 +14,10 @@ static int planes_of(PyObject *obj, ane_planes *out, int64_t *dims) {
     *out = (ane_planes){.data = PyArray_DATA(a), .sn = s[0], .sc = s[1]};
     for (int i = 0; i < 5; i++) dims[i] = d[i];
     for (int i = 0; i < 3; i++) out->s[i] = s[i + 2];
+    if (PyArray_TYPE(a) == NPY_BYTE || PyArray_TYPE(a) == NPY_UBYTE) {
+        out->dtype = PyArray_TYPE(a) == NPY_BYTE ? ANE_I8 : ANE_U8;
+        return 0;
+    }
     return ane_py_float_type(a, &out->dtype);
 }
 
@@ -39,9 +43,10 @@ static PyObject *py_conv(PyObject *self, PyObject *args) {
     ane_conv_args g = {.groups = 1};
     long long s[3], d[3], p[3];
     (void)self;
-    if (!PyArg_ParseTuple(args, "sOOO(LLL)(LLL)(LLL)iiOOOOOi", &table, &x, &w, &y, &s[0], &s[1],
+    if (!PyArg_ParseTuple(args, "sOOO(LLL)(LLL)(LLL)iiOOOOOi|ii", &table, &x, &w, &y, &s[0], &s[1],
                           &s[2], &d[0], &d[1], &d[2], &p[0], &p[1], &p[2], &groups, &transposed,
-                          &scale, &shift, &before, &after, &residual, &packed))
+                          &scale, &shift, &before, &after, &residual, &packed,
+                          &g.x_zero, &g.w_zero))
         return NULL;
     const ane_kernels *t = ane_py_table_of(table);
     ane_planes wp, res;
@@ -117,7 +122,7 @@ static PyObject *py_pool(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"conv", py_conv, METH_VARARGS,
      PyDoc_STR("conv(table, x, w, y, strides, dilations, pads, groups, transposed, scale, "
-               "shift, before, after, residual, packed)")},
+               "shift, before, after, residual, packed, x_zero=0, w_zero=0)")},
     {"pool", py_pool, METH_VARARGS,
      PyDoc_STR("pool(table, kind, exclude, x, y, kernel, strides, pads, after)")},
     {NULL, NULL, 0, NULL},
