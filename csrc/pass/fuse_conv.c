@@ -37,13 +37,16 @@ static bool activation(const ane_op *op) {
     return !strcmp(op->row->name, "gelu") && !strcmp(ane_op_str(op, "mode", "EXACT"), "EXACT");
 }
 
-/* Takes op `u`, whose operand `in` is the result so far; false: it does not fit. */
-static bool take(ane_conv_fused *f, const ane_op *op, const ane_value *in, bool *last) {
+/* Takes op, whose operand `in` is the result so far; false: it does not fit. `product`: its
+ * channels are the last dim, and only an activation and a cast may follow. */
+static bool take(ane_conv_fused *f, const ane_op *op, const ane_value *in, bool product,
+                 bool *last) {
     const char *name = op->row->name;
     const ane_type *out = op->results[0]->type;
     if (!same_shape(in->type, out) || !ane_dtype_is_float(out->dtype)) return false;
     bool plain = !f->before && !f->residual && f->n_affine < ANE_CONV_AFFINE;
     if (!ane_op_is_pointwise(op)) return false;
+    if (product && (f->before || !activation(op)) && strcmp(name, "cast")) return false;
     if (!strcmp(name, "batch_norm")) {
         if (plain) f->affine[f->n_affine++] = op;
         return plain;
@@ -76,7 +79,12 @@ static bool take(ane_conv_fused *f, const ane_op *op, const ane_value *in, bool 
 ane_status ane_fuse_conv(ane_graph *g, ane_error *err) {
     for (int i = 0; i < g->n; i++) {
         const ane_op *op = g->ops[i];
-        if (!ane_op_is_conv(op) || op->results[0]->konst || g->group[i]) continue;
+        ane_quantized q;
+        bool conv = ane_op_is_conv(op);
+        /* A quantised product runs as a 1x1 convolution. */
+        if ((!conv && !ane_op_is_quantized(g, op, &q)) ||
+            op->results[0]->konst || g->group[i])
+            continue;
         ane_group *grp = ane_group_new(g, ANE_GROUP_CONV);
         if (!grp || !ane_group_add(g, grp, i)) goto nomem;
         grp->core = i;
@@ -85,7 +93,8 @@ ane_status ane_fuse_conv(ane_graph *g, ane_error *err) {
             const ane_value *out = grp->conv.out;
             if (g->output[out->id] || g->n_users[out->id] != 1) break;
             int u = g->users[out->id][0];
-            if (g->group[u] || !take(&grp->conv, g->ops[u], out, &last)) break;
+            if (g->group[u] || !take(&grp->conv, g->ops[u], out, !conv, &last))
+                break;
             if (!ane_group_add(g, grp, u)) goto nomem;
             grp->conv.out = g->ops[u]->results[0];
         }

@@ -89,9 +89,10 @@ ane_status ane_graph_build(const ane_function *f, ane_arena *arena, ane_graph *g
 
 ane_status ane_graph_fuse(ane_graph *g, ane_error *err) {
     ane_status st = ANE_OK;
-    if (ane_fusion_on(g, "attention")) st = ane_fuse_attention(g, err);
+    ane_fuse_quant(g);
+    if (ane_fusion_on(g, "conv") && ane_kernel_on("conv")) st = ane_fuse_conv(g, err);
+    if (!st && ane_fusion_on(g, "attention")) st = ane_fuse_attention(g, err);
     if (!st && ane_fusion_on(g, "product")) st = ane_fuse_product(g, err);
-    if (!st && ane_fusion_on(g, "conv") && ane_kernel_on("conv")) st = ane_fuse_conv(g, err);
     if (!st) st = ane_fuse_rows(g, err);
     if (!st && ane_fusion_on(g, "chain")) st = ane_fuse_chain(g, err);
     return st;

@@ -6,6 +6,7 @@
  *     attention softmax(scale Q K' + mask) V and its derivative, streamed
  *     product   bias, scale, activation, residual and casts around a matrix product
  *     conv      batch_norm, scale, activation, residual and a cast behind a convolution
+ *     quant     dequantisation in front of a product of 8-bit operands
  *     softmax   scale and mask (any chain) in front of a softmax
  *     reduce    a chain in front of a reduction
  *     chain     element-wise ops into one pass
@@ -103,6 +104,7 @@ bool ane_kernel_on(const char *family);
 
 /* In fuse_*.c; run in this order. */
 ane_status ane_fuse_attention(ane_graph *g, ane_error *err);
+void ane_fuse_quant(ane_graph *g);
 ane_status ane_fuse_conv(ane_graph *g, ane_error *err);
 ane_status ane_fuse_product(ane_graph *g, ane_error *err);
 ane_status ane_fuse_rows(ane_graph *g, ane_error *err);
@@ -120,6 +122,17 @@ bool ane_op_is_product(const ane_op *op);       /* a matmul or linear of floats 
 /* Copies of x along a dim: a tile, or a concat of one value (whose x is values[0]). */
 bool ane_op_is_repeat(const ane_op *op);
 bool ane_op_is_conv(const ane_op *op);          /* conv or conv_transpose of floats */
+/* A linear or matmul of any rows by a matrix. */
+bool ane_op_is_fixed_product(const ane_op *op);
+/* What a quantised product is made of. */
+typedef struct ane_quantized {
+    const ane_op *dequantize;
+    const ane_value *x, *w;             /* the 8-bit values; w is constant */
+    double x_scale;
+    int x_zero, w_zero;
+    const ane_const *w_scale;           /* one, or one per output channel */
+} ane_quantized;
+bool ane_op_is_quantized(const ane_graph *g, const ane_op *op, ane_quantized *q);
 /* The only op that uses v, looking through squeezes; -1: none or several, or an output. */
 int ane_value_only_user(const ane_graph *g, const ane_value *v);
 /* Do all users outside grp stand after op number `after`? */

@@ -12,8 +12,8 @@ static bool last_of(const ane_planner *pl, const ane_value *v, int rank) {
 
 static bool passes_on(const ane_op *op) {
     static const char *const names[] = {
-        "avg_pool", "batch_norm", "concat", "instance_norm", "l2_pool", "max_pool", "pad",
-        "resize", "resize_bilinear", "resize_nearest_neighbor", "upsample_bilinear",
+        "avg_pool", "batch_norm", "concat", "dequantize", "instance_norm", "l2_pool", "max_pool",
+        "pad", "quantize", "resize", "resize_bilinear", "resize_nearest_neighbor", "upsample_bilinear",
         "upsample_nearest_neighbor"};
     if (ane_op_is_pointwise(op)) return true;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)

@@ -22,6 +22,8 @@ ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *g
 bool ane_conv_is_product(const ane_op *op);
 /* max_pool, avg_pool, l2_pool. */
 ane_status ane_plan_pool(ane_planner *pl, const ane_op *op, bool *done);
+/* quantize, dequantize. */
+ane_status ane_plan_quant(ane_planner *pl, const ane_op *op, bool *done);
 /* layer_norm, instance_norm, l2_norm. */
 ane_status ane_plan_norm(ane_planner *pl, const ane_op *op, bool *done);
 /* batch_norm of channel c is x * scale + shift. */

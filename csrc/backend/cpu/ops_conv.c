@@ -165,15 +165,15 @@ static double nth(const ane_const *c, int64_t i, double missing) {
 }
 
 /* The ops between the sums and the activation as one scale and one shift per channel. */
-static ane_status affine_of(ane_planner *pl, const ane_conv_fused *f, const ane_op *op, conv *c,
-                            int64_t n) {
+static ane_status affine_of(ane_planner *pl, const ane_conv_fused *f, const ane_op *op,
+                            const ane_quantized *q, conv *c, int64_t n) {
     const ane_value *bias = ane_op_in(op, "bias");
     bool fixed = bias && bias->konst && !pl->opts->target;      /* a target may narrow it */
     if (fixed && !bias->konst->data)
         return ane_fail(pl->err, ANE_ERR_INVALID, "[compile] constant %s has no data: weight "
                         "file %s was not found", bias->name,
                         bias->konst->blob_path ? bias->konst->blob_path : "?");
-    bool scaled = false, shifted = fixed;
+    bool scaled = q->x != NULL, shifted = fixed;
     for (int i = 0; i < f->n_affine; i++) {
         scaled |= strcmp(f->affine[i]->row->name, "add") != 0;
         shifted |= strcmp(f->affine[i]->row->name, "mul") != 0;
@@ -182,7 +182,7 @@ static ane_status affine_of(ane_planner *pl, const ane_conv_fused *f, const ane_
     if (scaled && !(c->scale = ane_arena_alloc(pl->plan->arena, bytes))) goto nomem;
     if (shifted && !(c->shift = ane_arena_alloc(pl->plan->arena, bytes))) goto nomem;
     for (int64_t i = 0; i < n && (scaled || shifted); i++) {
-        double scale = 1, shift = fixed ? nth(bias->konst, i, 0) : 0;
+        double scale = q->x ? q->x_scale * nth(q->w_scale, i, 1) : 1, shift = fixed ? nth(bias->konst, i, 0) : 0;
         for (int k = 0; k < f->n_affine; k++) {
             const ane_op *a = f->affine[k];
             if (!strcmp(a->row->name, "batch_norm")) {
@@ -271,6 +271,61 @@ static ane_status residual_of(ane_planner *pl, const ane_value *value, ane_view 
     return st;
 }
 
+/* Rows of a matrix as the positions of an image of 1x1 windows. */
+static void window_of_matrix(const ane_view *v, ane_window *w) {
+    *w = (ane_window){.n = 3};
+    for (int d = 0; d < 3; d++) {
+        w->in[d] = w->out[d] = d == 2 ? v[X].shape[3] : 1;
+        w->kernel[d] = w->stride[d] = w->dilation[d] = 1;
+    }
+}
+
+/* [rows, n] seen as [1, n, 1, rows]. */
+static void image_of(ane_view *m) {
+    int64_t rows = m->shape[0], n = m->shape[1], rs = m->strides[0], cs = m->strides[1];
+    m->rank = 4;
+    m->shape[0] = m->shape[2] = 1;
+    m->strides[0] = m->strides[2] = 0;
+    m->shape[1] = n;
+    m->strides[1] = cs;
+    m->shape[3] = rows;
+    m->strides[3] = rs;
+}
+
+/* x [..., k], w and y [..., n] of a linear or matmul as images; *room: where y is made, like
+ * y's own place or instead of it. */
+static ane_status as_image(ane_planner *pl, const ane_op *op, ane_view *v, ane_view *room) {
+    int64_t k = v[X].shape[v[X].rank - 1], n = v[Y].shape[v[Y].rank - 1];
+    int64_t to[2][2] = {{n ? ane_view_count(&v[Y]) / n : 0, n}, {0, k}};
+    to[1][0] = to[0][0];
+    ane_status st = ANE_OK;
+    if (!ane_view_count(&v[Y])) return ANE_OK;
+    for (int i = Y; i <= X && !st; i++) {
+        ane_view m, from = v[i], dense;
+        if (!ane_view_reshape(&from, 2, to[i], &m)) {
+            st = ane_plan_temp(pl, &from, &dense);
+            if (!st && i == X) st = ane_plan_copy(pl, &dense, &from);
+            if (!st && i == Y) *room = dense;
+            if (!st) ANE_ASSERT(ane_view_reshape(&dense, 2, to[i], &m));
+        }
+        image_of(&m);
+        v[i] = m;
+    }
+    ane_view *w = &v[W];
+    bool turned = strcmp(op->row->name, "linear") && !ane_op_bool(op, "transpose_y", false);
+    int64_t shape = w->shape[0], stride = w->strides[0];
+    if (turned) {
+        w->shape[0] = w->shape[1];
+        w->strides[0] = w->strides[1];
+        w->shape[1] = shape;
+        w->strides[1] = stride;
+    }
+    w->rank = 4;
+    w->shape[2] = w->shape[3] = 1;
+    w->strides[2] = w->strides[3] = 0;
+    return st;
+}
+
 ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *grp) {
     const ane_op *op = g->ops[grp->core];
     const ane_conv_fused *f = &grp->conv;
@@ -279,22 +334,28 @@ ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *g
     for (int i = 0; i < VIEWS; i++) v[i].buf = -1;
     conv *c = ane_arena_alloc(pl->plan->arena, sizeof *c);
     if (!c) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
-    ane_status st = ane_plan_operand(pl, ane_op_in(op, "x"), &v[X]);
-    if (!st) st = ane_plan_operand(pl, ane_op_in(op, "weight"), &v[W]);
+    ane_quantized q;
+    ane_view whole, room;
+    bool quantized = ane_op_is_quantized(g, op, &q), matrix = !ane_op_is_conv(op);
+    ane_status st = ane_plan_operand(pl, quantized ? q.x : ane_op_in(op, "x"), &v[X]);
+    if (!st) st = ane_plan_operand(pl, quantized ? q.w : ane_op_in(op, "weight"), &v[W]);
     if (!st && bias && (!bias->konst || pl->opts->target)) st = ane_plan_operand(pl, bias, &v[BIAS]);
     if (!st) st = ane_plan_dest(pl, f->out, &v[Y]);
+    whole = room = v[Y];
+    if (!st && matrix) st = as_image(pl, op, v, &room);
     if (!st && f->residual) st = ane_plan_operand(pl, f->residual, &v[R]);
-    if (!st) st = affine_of(pl, f, op, c, v[Y].shape[1]);
+    if (!st) st = affine_of(pl, f, op, &q, c, v[Y].shape[1]);
     if (st || !ane_view_count(&v[Y])) return st;
     c->has_residual = f->residual != NULL;
-    if (!as_product(pl, op, f, v, c)) {
+    if (quantized || !as_product(pl, op, f, v, c)) {
         ane_window w;
-        window_of(op, &w);
+        if (matrix) window_of_matrix(v, &w);
+        else window_of(op, &w);
         ane_conv_args *a = &c->args;
-        *a = (ane_conv_args){.transposed = strcmp(op->row->name, "conv") != 0,
+        *a = (ane_conv_args){.transposed = !strcmp(op->row->name, "conv_transpose"),
                              .n = v[X].shape[0], .groups = ane_op_i64(op, "groups", 1),
                              .cin = v[X].shape[1], .cout = v[Y].shape[1],
-                             .w_dtype = v[W].dtype};
+                             .w_dtype = v[W].dtype, .x_zero = q.x_zero, .w_zero = q.w_zero};
         a->w_out = v[W].strides[a->transposed ? 1 : 0];
         a->w_in = v[W].strides[a->transposed ? 0 : 1];
         for (int d = v[W].rank - 1, i = 2; d >= 2; d--, i--) a->w_s[i] = v[W].strides[d];
@@ -333,5 +394,5 @@ ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *g
     s->flops = c->product ? 2.0 * (double)c->gemm.m * (double)c->gemm.n * (double)c->gemm.k *
                                 (double)c->gemm.batch
                           : ane_conv_flops(&c->args);
-    return ANE_OK;
+    return ane_view_same(&whole, &room) ? ANE_OK : ane_plan_copy(pl, &whole, &room);
 }

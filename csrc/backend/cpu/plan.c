@@ -168,6 +168,7 @@ static ane_status plan_alone(ane_planner *pl, int i) {
     if (!st && !done) st = ane_plan_spread(pl, op, &done);
     if (!st && !done) st = ane_plan_pool(pl, op, &done);
     if (!st && !done) st = ane_plan_norm(pl, op, &done);
+    if (!st && !done) st = ane_plan_quant(pl, op, &done);
     return st || done ? st : ane_plan_fallback(pl, op);
 }
 
