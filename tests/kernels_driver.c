@@ -429,6 +429,41 @@ static void convolutions(const ane_kernels *t) {
     ane_set_num_threads(2, NULL);
 }
 
+/* 8-bit products: sums that fp32 holds, exactly. Extremes first, where saturation would show. */
+static void bytes(const ane_kernels *t) {
+    enum { CI = 37, CO = 35, W = 19 };
+    static int8_t x[CI * W];
+    static uint8_t w[CO * CI * 3];
+    static float y[CO * W];
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < CI * W; i++) x[i] = (int8_t)(round ? (int)(next() % 256) - 128 : -128);
+        for (int i = 0; i < CO * CI * 3; i++) w[i] = (uint8_t)(round ? next() % 256 : 255);
+        ane_conv_args a = {
+            .n = 1, .groups = 1, .cin = CI, .cout = CO, .in = {1, 1, W}, .out = {1, 1, W},
+            .kernel = {1, 1, 3}, .stride = {1, 1, 1}, .dilation = {1, 1, 1}, .pad = {0, 0, 1},
+            .x = {x, ANE_I8, 0, round == 1 ? 1 : W, {0, 0, round == 1 ? CI : 1}},
+            .y = {y, ANE_F32, 0, round == 2 ? 4 : W * 4, {0, 0, round == 2 ? CO * 4 : 4}},
+            .w = w, .w_dtype = ANE_U8, .w_out = CI * 3, .w_in = 3, .w_s = {0, 0, 1},
+            .x_zero = 127, .w_zero = round ? 3 : 0,
+        };
+        CHECK(!ane_conv_with(t, &a, NULL), "%s: 8-bit convolution", t->name);
+        for (int o = 0; o < CO; o++)
+            for (int p = 0; p < W; p++) {
+                int64_t sum = 0;
+                for (int c = 0; c < CI; c++)
+                    for (int k = 0; k < 3; k++) {
+                        int q = p + k - 1;
+                        if (q < 0 || q >= W) continue;
+                        int v = x[round == 1 ? q * CI + c : c * W + q];
+                        sum += (int64_t)(v - 127) * (w[(o * CI + c) * 3 + k] - a.w_zero);
+                    }
+                float got = y[round == 2 ? p * CO + o : o * W + p];
+                CHECK(got == (float)sum, "%s: 8-bit sum %d, %d is %g, not %lld", t->name, o, p,
+                      (double)got, (long long)sum);
+            }
+    }
+}
+
 /* ------------------------------------------------------------------ the pool */
 
 static void count(void *arg, size_t i) { ((int *)arg)[i]++; }
@@ -477,6 +512,7 @@ int main(void) {
         const ane_kernels *t = ane_kernels_at(i);
         printf("%s\n", t->name);
         ane_set_num_threads(2, NULL);
+        if (t->vec || t->qtile) bytes(t);
         if (t->vec) {
             attentions(t);
             convolutions(t);

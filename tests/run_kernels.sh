@@ -21,7 +21,7 @@ native) flags="$flags -fsanitize=address,undefined -fno-sanitize-recover=all" ;;
 thread) flags="$flags -fsanitize=thread" ;;
 emulated)
     flags="$flags -DANE_EMULATE_AVX512=1"
-    built="$built -DANE_BUILT_AVX512BF16=1 -DANE_BUILT_AVX512FP16=1" ;;
+    built="$built -DANE_BUILT_AVX512BF16=1 -DANE_BUILT_AVX512FP16=1 -DANE_BUILT_AVX512VNNI=1" ;;
 neon)
     cc="${PYTHON:-python3} -m ziglang cc -target aarch64-linux-musl"
     run="qemu-aarch64 -cpu max"
@@ -37,7 +37,7 @@ of_file() {     # the instruction set of a file, by its suffix; nothing: not for
     neon:*_neonfp16.c) echo "-mcpu=generic+v8_2a+fullfp16" ;;
     neon:*_avx*) echo skip ;;
     *_neon*) echo skip ;;
-    emulated:*_avx512bf16.c | emulated:*_avx512fp16.c)
+    emulated:*_avx512bf16.c | emulated:*_avx512fp16.c | emulated:*_avx512vnni.c)
         echo "$avx512 -include tests/emulate_avx512.h" ;;
     *_avx512bf16.c | *_avx512fp16.c | *_avx512vnni.c) echo skip ;;
     *_avx512.c) echo "$avx512" ;;

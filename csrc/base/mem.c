@@ -60,13 +60,15 @@ char *ane_strdup(const char *s) {
 void ane_free(void *p) { free(p); }
 
 /* Blocks from here on lie on whole large pages where the system gives them. */
-#define HUGE_FROM ((size_t)4 << 20)
+#define HUGE_FROM ((size_t)1 << 20)
 #define HUGE_PAGE ((size_t)2 << 20)
 
 void *ane_aligned_alloc(size_t bytes) {
     size_t n;
     void *p = NULL;
     if (fails() || !ane_add_size(bytes, ANE_ALIGN, &n)) return NULL;
+    if (n >= HUGE_FROM && !ane_add_size(n, HUGE_PAGE - 1, &n)) return NULL;
+    if (n >= HUGE_FROM) n &= ~(HUGE_PAGE - 1);
     if (posix_memalign(&p, n < HUGE_FROM ? ANE_ALIGN : HUGE_PAGE, n)) return NULL;
 #ifdef MADV_HUGEPAGE
     if (n >= HUGE_FROM) (void)madvise(p, n / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);

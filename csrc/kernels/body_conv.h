@@ -36,6 +36,11 @@ static inline __attribute__((always_inline)) void conv_rows(const size_t m, cons
                                                             const ane_conv_tile *t) {
     vf s[CONV_MR][CONV_NV];
     EACH s[i][j] = v_set1(0);
+    /* What the store needs is on its way while the sums are made. */
+    UNROLL for (size_t i = 0; i < m; i++) __builtin_prefetch(t->c + i * t->ldc, 1);
+    if (t->post && t->post->res)
+        UNROLL for (size_t i = 0; i < m; i++)
+            __builtin_prefetch(t->post->res + (int64_t)i * t->post->res_s);
     const float *b = t->b;
     const float *const *rows = t->a;
     for (size_t seg = 0; seg < t->segs; seg++, rows += CONV_MR) {

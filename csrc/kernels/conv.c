@@ -131,6 +131,7 @@ typedef struct job {
     int64_t ys[3], run;                 /* y's strides of this phase's positions (bytes) */
     int64_t positions, blocks, block;   /* of one image */
     size_t parts, part;                 /* of panels */
+    bool parts_first;                   /* tasks of one part are neighbours */
     atomic_bool failed;
 } job;
 
@@ -432,7 +433,9 @@ static void run_tiles(void *arg, size_t task) {
     job *j = arg;
     const ane_conv_args *g = j->g;
     const ane_conv_kernels *k = j->k;
-    size_t part = task % j->parts, left = task / j->parts;
+    size_t outer = (size_t)(g->n * g->groups * j->blocks);
+    size_t part = j->parts_first ? task / outer : task % j->parts;
+    size_t left = j->parts_first ? task % outer : task / j->parts;
     int64_t block = (int64_t)left % j->blocks, image = (int64_t)left / j->blocks;
     int64_t group = image % g->groups, n = image / g->groups;
     int64_t p0 = block * j->block, p1 = least(p0 + j->block, j->positions);
@@ -579,6 +582,34 @@ static void run_row(void *arg, size_t task) {
 
 static bool plain_act(const ane_conv_act *a) { return a->limits || a->act == ANE_ACT_NONE; }
 
+/* Blocks of positions and parts of panels: enough tasks, and as even a load as possible. */
+static void share_out(job *j, size_t images) {
+    size_t threads = (size_t)ane_num_threads(), positions = (size_t)j->positions;
+    size_t blocks = cut(positions, BLOCK), even = up(blocks, threads);
+    if (cut(positions, even) >= BLOCK / 2) blocks = even;
+    j->block = (int64_t)cut(positions, blocks);
+    j->blocks = (int64_t)cut(positions, (size_t)j->block);
+    size_t tasks = images * (size_t)j->blocks, wanted = threads * TASKS_PER_THREAD;
+    size_t first = threads > 1 && tasks < wanted ? cut(wanted, tasks) : 1;
+    double best = 0;
+    j->parts = 0;
+    for (size_t n = first; n <= 4 * first || !j->parts; n++) {
+        size_t part = cut(j->panels, n < j->panels ? n : j->panels);
+        size_t parts = cut(j->panels, part);
+        /* Panels that the busiest thread has, against its share. */
+        double load = (double)(cut(tasks * parts, threads) * threads * part) /
+                      (double)(tasks * j->panels);
+        if (j->parts && load > best - 0.01) continue;
+        best = load;
+        j->part = part;
+        j->parts = parts;
+        if (n >= j->panels) break;
+    }
+    /* Threads then split what is larger: each reads its own half of it. */
+    double weights = (double)(j->ks.segs * j->ks.len) * (double)j->cout;
+    j->parts_first = weights > (double)positions * (double)(j->cin + j->cout);
+}
+
 static ane_status run_phase(job *j, ane_error *err) {
     const ane_conv_args *g = j->g;
     int64_t out[3], rs[3];
@@ -608,18 +639,9 @@ static ane_status run_phase(job *j, ane_error *err) {
         j->block = work ? ROW_TASK / work + 1 : rows;
         done = ane_parallel_for(cut((size_t)rows, (size_t)j->block), run_row, j);
     } else {
-        size_t mr = j->k->mr, threads = (size_t)ane_num_threads();
-        size_t blocks = cut((size_t)j->positions, BLOCK / mr * mr);
-        j->block = (int64_t)up(cut((size_t)j->positions, blocks), mr);
-        j->blocks = (int64_t)cut((size_t)j->positions, (size_t)j->block);
-        size_t tasks = (size_t)(g->n * g->groups * j->blocks);
-        j->parts = 1;
-        if (tasks < threads * TASKS_PER_THREAD && threads > 1)
-            j->parts = cut(threads * TASKS_PER_THREAD, tasks);
-        if (j->parts > j->panels) j->parts = j->panels;
-        j->part = cut(j->panels, j->parts);
-        j->parts = cut(j->panels, j->part);
-        done = ane_parallel_for(tasks * j->parts, run_tiles, j);
+        size_t images = (size_t)(g->n * g->groups);
+        share_out(j, images);
+        done = ane_parallel_for(images * (size_t)j->blocks * j->parts, run_tiles, j);
     }
     if (!done) return ane_fail(err, ANE_ERR_CANCELLED, "[conv] cancelled");
     if (atomic_load(&j->failed))
