@@ -73,4 +73,13 @@ static inline __m512i emulate_add_ph(__m512i x, __m512i y) {
 #define _mm512_fmadd_ph emulate_fmadd_ph
 #define _mm512_add_ph emulate_add_ph
 
+/* AVX512-VNNI: pairs of int16, added to int32. */
+#ifndef __AVX512VNNI__
+#define __AVX512VNNI__ 1
+#endif
+static inline __m512i emulate_dpwssd(__m512i s, __m512i a, __m512i b) {
+    return _mm512_add_epi32(s, _mm512_madd_epi16(a, b));
+}
+#define _mm512_dpwssd_epi32 emulate_dpwssd
+
 #endif
