@@ -177,11 +177,12 @@ class Kernel(_core.Kernel):
     def __new__(cls, program: Any, *, function: str | None = None, device: str | None = None,
                 numerics: str | None = None, target: str | None = None,
                 precision: str | None = None, prepack: bool = False,
-                lowering: str | None = None,
-                memory_limit: int | None = None) -> Kernel:
+                lowering: str | None = None, memory_limit: int | None = None,
+                donor: Kernel | None = None, exchange: str | None = None) -> Kernel:
         self = super().__new__(cls, program, function=function, device=device,
                                numerics=numerics, target=target, precision=precision,
-                               prepack=prepack, lowering=lowering, memory_limit=memory_limit)
+                               prepack=prepack, lowering=lowering, memory_limit=memory_limit,
+                               donor=donor, exchange=exchange)
         if self.device == "ane":
             engine.warn_near_budget()
         self.inputs = tuple(Port(*p) for p in self._ports(False))

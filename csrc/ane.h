@@ -689,6 +689,13 @@ typedef struct ane_compile_options {
                                            ane_memory_info); binding fails with NOMEM beyond
                                            it, before anything of that size is allocated.
                                            0: ANETORCH_MEMORY_LIMIT, or none. CPU only */
+    /* Experiments with device "ane", which ANETORCH_EXPERIMENTS must name. donor is a kernel
+     * of the same text with other weights. "patch": loaded from new weight files and donor's
+     * intermediate file, never given to the compiler. "reload": donor's own program, loaded
+     * again over new weight files; donor does not run any more. Whether the result has the
+     * new weights is not known here: compare it. */
+    ane_kernel *donor;
+    const char *exchange;
 } ane_compile_options;
 
 typedef struct ane_port {

@@ -123,6 +123,24 @@ static ane_status env_limit(size_t *out, ane_error *err) {
     return ANE_OK;
 }
 
+/* The experiment that is asked for, which must be allowed. */
+static ane_status exchange_of(const ane_compile_options *opts, const ane_backend *backend,
+                              ane_backend_options *out, ane_error *err) {
+    const char *how = opts->exchange ? opts->exchange : "";
+    if (strcmp(how, "patch") && strcmp(how, "reload"))
+        return ane_fail(err, ANE_ERR_INVALID, "[compile] unknown exchange \"%.40s\"; expected "
+                        "\"patch\" or \"reload\"", how);
+    if (!opts->donor || opts->donor->backend != backend || backend == &ane_backend_cpu)
+        return ane_fail(err, ANE_ERR_INVALID, "[compile] exchange goes with device=\"ane\" and "
+                        "a donor that runs there");
+    if (!ane_env_lists(ANE_ENV_EXPERIMENTS, how))
+        return ane_fail(err, ANE_ERR_UNSUPPORTED, "[compile] \"%s\" is an experiment: set "
+                        "ANETORCH_EXPERIMENTS=%s to allow it", how, how);
+    out->donor = opts->donor->exe;
+    out->reload = !strcmp(how, "reload");
+    return ANE_OK;
+}
+
 ane_status ane_kernel_compile(const ane_program *p, const ane_compile_options *opts,
                               ane_kernel **out, ane_error *err) {
     static const ane_compile_options defaults = {.size = sizeof defaults};
@@ -152,6 +170,7 @@ ane_status ane_kernel_compile(const ane_program *p, const ane_compile_options *o
     if (!st && !bo.memory_limit) st = env_limit(&bo.memory_limit, err);
     if (!st) st = ane_backend_find(opts->device, &backend, err);
     if (!st) st = pick_function(p, opts->function, &f, err);
+    if (!st && (opts->donor || opts->exchange)) st = exchange_of(opts, backend, &bo, err);
     if (st) return st;
 
     ane_kernel *k = ane_calloc(1, sizeof *k);

@@ -39,7 +39,7 @@ ORDER = [
     ["surface_io", "images", "sharing", "weights", "package"],
     ["mil.graph", "mil.builder", "mil.ops", "mil", "mil."],
     ["engine", "report", "runtime"],
-    ["coreml"],
+    ["coreml", "experiments"],
     ["lint"],
     ["kernels", "kernels."],
     ["nn.config", "nn.module", "nn.transformer", "nn", "nn."],

@@ -21,6 +21,8 @@ typedef struct ane_backend_options {
     bool prepack;
     ane_lowering lowering;
     size_t memory_limit;                /* 0: none */
+    void *donor;                        /* an executable of the same text, whose weights are to */
+    bool reload;                        /* be exchanged, in place or not; NULL: compile */
 } ane_backend_options;
 
 typedef struct ane_backend {

@@ -20,6 +20,7 @@
     X(COMPILE_BUDGET, "", "compiles a process on the engine; 0: no limit")                 \
     X(UNIFORM_PORTS, "0", "1 gives all surfaces of an engine's request one size")          \
     X(SURFACE_MIN, "", "smallest surface that the engine gets, in bytes")                  \
+    X(EXPERIMENTS, "", "comma list of experiments with the engine to allow: patch, reload") \
     X(CACHE_DIR, "", "folder of the compile cache and of the collected corpus")
 
 typedef enum ane_env_id {

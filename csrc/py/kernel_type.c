@@ -18,15 +18,16 @@ static PyObject *module_of(PyTypeObject *type) {
 
 static PyObject *kernel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"program", "function", "device", "numerics", "target",
-                            "precision", "prepack", "lowering", "memory_limit", NULL};
-    PyObject *program;
+                            "precision", "prepack", "lowering", "memory_limit", "donor",
+                            "exchange", NULL};
+    PyObject *program, *donor = NULL;
     const char *function = NULL, *device = NULL, *numerics = NULL, *target = NULL,
-               *precision = NULL, *lowering = NULL;
+               *precision = NULL, *lowering = NULL, *exchange = NULL;
     int prepack = 0;
     PyObject *limit_arg = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zzzzzpzO:Kernel", names, &program,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zzzzzpzOOz:Kernel", names, &program,
                                      &function, &device, &numerics, &target, &precision,
-                                     &prepack, &lowering, &limit_arg))
+                                     &prepack, &lowering, &limit_arg, &donor, &exchange))
         return NULL;
     Py_ssize_t limit = 0;
     if (limit_arg != Py_None) {
@@ -41,12 +42,18 @@ static PyObject *kernel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     PyObject *module = module_of(type);
     if (!module) return NULL;
     ane_py_state *st = ane_py_state_of(module);
+    if (donor && donor != Py_None && !PyObject_TypeCheck(donor, st->kernel_type)) {
+        PyErr_SetString(PyExc_TypeError, "[compile] donor must be a Kernel");
+        return NULL;
+    }
     ane_program *p = ane_py_program(st, program);
     if (!p) return NULL;
     ane_compile_options opts = {.size = sizeof opts, .function = function, .device = device,
                                 .numerics = numerics, .target = target,
                                 .precision = precision, .prepack = prepack != 0,
-                                .lowering = lowering, .memory_limit = (size_t)limit};
+                                .lowering = lowering, .memory_limit = (size_t)limit,
+                                .exchange = exchange};
+    if (donor && donor != Py_None) opts.donor = ((py_kernel *)donor)->kernel;
     /* The lock stays held: another thread could edit the program otherwise. */
     ane_kernel *k = NULL;
     ane_error err = {0};

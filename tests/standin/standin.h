@@ -120,7 +120,7 @@ enum {
     X(fail_request, 0) X(fail_wrap, 0) X(fail_surface, 0) X(fail_lock, 0)                   \
     X(fail_unlock, 0) X(fail_base, 0) X(transient_12, 0) X(forget_cache, 0)                 \
     X(fail_validate, 0) X(fail_cf, 0) X(fail_tmpdir, 0) X(odd_attributes, 0)               \
-    X(load_word, 0x20004) X(load_code, 0) X(compile_code, 1) X(bare_text, 0)                \
+    X(load_word, 0x20004) X(load_code, 0) X(compile_code, 1) X(bare_text, 0) X(reload_works, 0)                \
     X(evaluate_status, 0x1d) X(realtime, 0) X(era27, 0)                                     \
     /* 1 + index of the method whose encoding is altered; class that is missing */          \
     X(alter_encoding, 0) X(hide_class, 0) X(hide_method, 0)                                 \

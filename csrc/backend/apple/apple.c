@@ -52,7 +52,8 @@ static ane_status compile(const ane_function *f, const ane_backend_options *opts
     const ane_objc *rt = ane_objc_load(NULL);
     void *pool = rt->objc_autoreleasePoolPush();
     ane_lowered *l = NULL;
-    ane_status st = ane_lower(rt, f, opts->lowering, &l, err);
+    ane_status st = opts->donor ? ane_lower_exchange(rt, f, opts->donor, opts->reload, &l, err)
+                                : ane_lower(rt, f, opts->lowering, &l, err);
     rt->objc_autoreleasePoolPop(pool);
     if (!st) *exe = l;
     return st;

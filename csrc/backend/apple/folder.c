@@ -1,5 +1,7 @@
 #include "folder.h"
 
+#include "../../base/mem.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -67,6 +69,29 @@ ane_status ane_folder_write(const char *folder, const char *text, size_t n,
         st = write_file(folder, ane_folder_relative(blobs[i].path), blobs[i].data,
                         blobs[i].bytes, err);
     return st;
+}
+
+void ane_folder_copy_network(const char *from, const char *to) {
+    char path[PATH_BYTES], buf[16384];
+    ane_error err;
+    size_t n = 0, cap = 0;
+    char *all = NULL;
+    snprintf(path, sizeof path, "%s/net.plist", from);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    for (ssize_t k; fd >= 0 && (k = read(fd, buf, sizeof buf)) != 0;) {
+        if (k < 0 && errno == EINTR) continue;
+        if (k > 0 && n + (size_t)k > cap) {
+            char *more = ane_realloc(all, cap = 2 * (n + (size_t)k));
+            if (!more) k = -1;
+            else all = more;
+        }
+        if (k < 0) break;
+        memcpy(all + n, buf, (size_t)k);
+        n += (size_t)k;
+    }
+    if (fd >= 0) close(fd);
+    if (n && write_file(to, "net.plist", all, n, &err)) ane__log("ane: %s", err.message);
+    ane_free(all);
 }
 
 /* Links are removed, not followed; deeper than any folder of ours, it stays. */

@@ -45,6 +45,18 @@ ane_status ane_lower(const ane_objc *rt, const ane_function *f, ane_lowering how
     return st;
 }
 
+ane_status ane_lower_exchange(const ane_objc *rt, const ane_function *f, ane_lowered *donor,
+                              bool reload, ane_lowered **out, ane_error *err) {
+    if (donor->layout)
+        return ane_fail(err, ANE_ERR_UNSUPPORTED, "[compile] exchange: the donor is packed");
+    ane_lowered *l = ane_calloc(1, sizeof *l);
+    if (!l) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
+    ane_status st = ane_model_exchange(rt, f, donor->model, reload, &l->model, err);
+    if (st) ane_lowered_destroy(rt, l);
+    else *out = l;
+    return st;
+}
+
 void ane_lowered_destroy(const ane_objc *rt, ane_lowered *l) {
     if (!l) return;
     if (l->model) ane_model_release(rt, l->model);

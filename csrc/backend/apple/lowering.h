@@ -15,6 +15,9 @@ typedef struct ane_lowered {
  * refuses those and there is something to pack, the packed form. */
 ane_status ane_lower(const ane_objc *rt, const ane_function *f, ane_lowering how,
                      ane_lowered **out, ane_error *err);
+/* An experiment: f, whose text is donor's, with its own weights but without a compile. */
+ane_status ane_lower_exchange(const ane_objc *rt, const ane_function *f, ane_lowered *donor,
+                              bool reload, ane_lowered **out, ane_error *err);
 void ane_lowered_destroy(const ane_objc *rt, ane_lowered *l);
 
 #endif

@@ -288,25 +288,27 @@ static ane_status find_same(const ane_model *m, ane_model **out, ane_error *err)
                     "weight files before it hashes them); release its kernel first");
 }
 
-ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_model **out,
-                             bool *refused, ane_error *err) {
-    ane_source s = {0};
-    ane_model *same = NULL, *m = ane_calloc(1, sizeof *m);
+/* A model that is neither described nor loaded, and what the framework is to get for it. */
+static ane_status make_model(const ane_function *f, ane_source *s, ane_model **out,
+                             ane_error *err) {
+    ane_model *m = ane_calloc(1, sizeof *m);
+    *out = m;
     if (!m) return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
     double start = now();
     m->claim = (ane_claim)ANE_CLAIM_NONE;
     m->pid = (long)getpid();
     ane_status st = ane_ports_check(f, m, err);
-    if (!st) st = ane_source_make(&s, f, err);
-    if (!st) {
-        memcpy(m->program, s.program_hash, sizeof m->program);
-        memcpy(m->weights, s.weights_hash, sizeof m->weights);
-    }
-    ane_mutex_lock(&lock);
-    if (!st) st = describe(rt, &s, m, err);
+    if (!st) st = ane_source_make(s, f, err);
+    if (st) return st;
+    memcpy(m->program, s->program_hash, sizeof m->program);
+    memcpy(m->weights, s->weights_hash, sizeof m->weights);
     m->seconds[ANE_PHASE_DESCRIBE] = now() - start;
-    if (!st) st = find_same(m, &same, err);
-    if (!st && !same) st = bring_up(rt, &s, m, err);
+    return ANE_OK;
+}
+
+/* Under the lock: the new model or the same one that is there already, or nothing of it. */
+static void keep(const ane_objc *rt, ane_status st, ane_model *m, ane_model *same,
+                 ane_model **out) {
     if (same && !st) {
         same->refs++;
         *out = same;
@@ -316,21 +318,124 @@ ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_mode
         models = m;
         *out = m;
     }
-    *refused = st && m->refused;
     if (m->claim.work >= 0 || (st && m->loaded)) take_down(rt, m);
     else if (st || same) destroy(rt, m);
+}
+
+ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_model **out,
+                             bool *refused, ane_error *err) {
+    ane_source s = {0};
+    ane_model *same = NULL, *m = NULL;
+    ane_status st = make_model(f, &s, &m, err);
+    if (!m) return st;
+    ane_mutex_lock(&lock);
+    double start = now();
+    if (!st) st = describe(rt, &s, m, err);
+    m->seconds[ANE_PHASE_DESCRIBE] += now() - start;
+    if (!st) st = find_same(m, &same, err);
+    if (!st && !same) st = bring_up(rt, &s, m, err);
+    *refused = st && m->refused;
+    keep(rt, st, m, same, out);
     ane_mutex_unlock(&lock);
     ane_source_free(&s);
     return st;
 }
+
+/* ---------------------------------------------------------------- experiments */
+
+/* New weight files and the donor's own file of the framework; a load that finds nothing
+ * compiled may compile, so it counts as one. */
+static ane_status patch(const ane_objc *rt, const ane_source *s, ane_model *m,
+                        const ane_model *donor, ane_cf options, ane_error *err) {
+    ane_status st = ane_claim_work(&m->claim, m->folder, err);
+    if (st) return st;
+    ane_folder_show(m->folder);
+    st = ane_claim_use(&m->claim, m->folder, err);
+    if (!st) st = spend_compile(err);
+    ane_index_remove(m->hex);
+    if (!st) st = ane_folder_write(m->folder, s->text, s->n, s->blobs, s->n_blobs, err);
+    if (!st) ane_folder_copy_network(donor->folder, m->folder);
+    if (!st) st = load(rt, m, options, err);
+    if (!st) st = ane_ports_read(rt, m, err);
+    return st;
+}
+
+/* m takes over what is the donor's, and gives it its own that is not loaded: the donor's
+ * kernel and requests get the framework's own error from here on. */
+static void take_over(ane_model *m, ane_model *donor) {
+    ane_model old = *donor;
+    ane_model **p = &models;
+    donor->object = m->object;
+    donor->claim = m->claim;
+    donor->loaded = m->loaded;
+    memcpy(donor->hex, m->hex, sizeof m->hex);
+    memcpy(donor->folder, m->folder, sizeof m->folder);
+    m->object = old.object;
+    m->claim = old.claim;
+    m->loaded = old.loaded;
+    memcpy(m->hex, old.hex, sizeof m->hex);
+    memcpy(m->folder, old.folder, sizeof m->folder);
+    while (*p && *p != donor) p = &(*p)->next;
+    if (*p) *p = donor->next;
+}
+
+static ane_status reload(const ane_objc *rt, const ane_source *s, ane_model *m, ane_model *donor,
+                         ane_cf options, ane_error *err) {
+    if (donor->refs != 1 || !donor->loaded)
+        return ane_fail(err, ANE_ERR_BUSY, "[compile] reload: the donor's program is %s",
+                        donor->loaded ? "another kernel's as well" : "not loaded any more");
+    take_over(m, donor);
+    ane_status st = ane_claim_work(&m->claim, m->folder, err);
+    if (st) return st;
+    ane_folder_show(m->folder);
+    if (m->claim.use < 0) st = ane_claim_use(&m->claim, m->folder, err);
+    if (st) return st;
+    ane_index_remove(m->hex);           /* nothing says what the system has from here on */
+    unload_aside(rt, m);
+    st = ane_folder_write(m->folder, s->text, s->n, s->blobs, s->n_blobs, err);
+    if (!st) st = load(rt, m, options, err);
+    if (!st) st = ane_ports_read(rt, m, err);
+    return st;
+}
+
+ane_status ane_model_exchange(const ane_objc *rt, const ane_function *f, ane_model *donor,
+                              bool in_place, ane_model **out, ane_error *err) {
+    ane_source s = {0};
+    ane_model *same = NULL, *m = NULL;
+    ane_status st = make_model(f, &s, &m, err);
+    if (!m) return st;
+    ane_mutex_lock(&lock);
+    void *options = ane_cf_dict_retained(rt);
+    if (!st && !options) st = ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
+    if (!st && strcmp(m->program, donor->program))
+        st = ane_fail(err, ANE_ERR_INVALID, "[compile] exchange: the program's text is not the "
+                      "donor's; only weights in files may differ");
+    if (!st) st = describe(rt, &s, m, err);
+    if (!st) st = find_same(m, &same, err);
+    if (st && in_place && same && same == donor) {      /* back to what it once was */
+        same = NULL;
+        st = ANE_OK;
+    }
+    if (!st && !same)
+        st = in_place ? reload(rt, &s, m, donor, options, err)
+                      : patch(rt, &s, m, donor, options, err);
+    if (!st && !same) ane_claim_done(&m->claim, m->folder, false);
+    keep(rt, st, m, same, out);
+    ane_cf_release(rt, options);
+    ane_mutex_unlock(&lock);
+    ane_source_free(&s);
+    return st;
+}
+
+/* ---------------------------------------------------------------- release */
 
 void ane_model_release(const ane_objc *rt, ane_model *m) {
     ane_error why;
     ane_mutex_lock(&lock);
     if (!--m->refs) {
         ane_model **p = &models;
-        while (*p != m) p = &(*p)->next;
-        *p = m->next;
+        while (*p && *p != m) p = &(*p)->next;
+        if (*p) *p = m->next;           /* else a reload took what it had */
         if (m->pid != (long)getpid()) {
             /* A forked child: model, folder and locks are the parent's. */
             ane_claim_forget(&m->claim);

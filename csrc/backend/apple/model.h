@@ -47,6 +47,10 @@ typedef struct ane_model {
  * under the same identifier. *refused: it was the engine's compiler that said no. */
 ane_status ane_model_acquire(const ane_objc *rt, const ane_function *f, ane_model **out,
                              bool *refused, ane_error *err);
+/* An experiment: a model of f, whose text is donor's, that the compiler is not asked for.
+ * reload: donor's own, which then runs no more. */
+ane_status ane_model_exchange(const ane_objc *rt, const ane_function *f, ane_model *donor,
+                              bool reload, ane_model **out, ane_error *err);
 /* The last user unloads it; the last of all processes removes the folder. */
 void ane_model_release(const ane_objc *rt, ane_model *m);
 /* Of the last unload of this process; 0: none yet. */
