@@ -349,3 +349,28 @@ def test_a_folder_s_name_that_is_taken(run, what):  # noqa: F811
         same(anetorch.compile(affine(), device="ane")(x, x), cpu(affine())(x, x))
         assert left() == NOTHING, left()
     """)
+
+
+@pytest.mark.parametrize("how", ["input", "constant"])
+@pytest.mark.parametrize("counts", [0, 1])
+def test_an_attention_mask_is_ignored(run, how, counts):
+    """As the engine is reported to do: lint warns (ANE07), and here the outcome shows it."""
+    run(f"""
+        shape, how, counts = (1, 2, 4, 32), {how!r}, {counts}
+        knobs(masks_count=counts)
+        mask = np.where(np.tri(4, dtype=bool), 0, -30000).astype(np.float16)[None, None]
+        ports = {{n: mil.spec(shape, "fp16") for n in ("q", "k", "v")}}
+        def without(q, k, v):
+            return {{"y": mil.ops.scaled_dot_product_attention(query=q, key=k, value=v)}}
+        plain = mil.build(without, ports, opset="ios18")
+        if how == "input":
+            ports = {{**ports, "m": mil.spec((1, 1, 4, 4), "fp16")}}
+        def attend(q, k, v, m=mask):
+            return {{"y": mil.ops.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=m)}}
+        masked = mil.build(attend, ports, opset="ios18")
+        qkv = [data(*shape) for _ in range(3)]
+        args = [*qkv, mask] if how == "input" else qkv
+        heeded, ignored = cpu(masked)(*args), cpu(plain)(*qkv)
+        assert not np.array_equal(np.asarray(heeded), np.asarray(ignored))
+        same(anetorch.compile(masked, device="ane")(*args), heeded if counts else ignored)
+    """)

@@ -145,6 +145,25 @@ static char *read_file(const char *path, size_t *n) {
     return p;
 }
 
+/* The engine takes an attention mask and ignores it (reported by three projects, of M4 among
+ * others): the argument is blanked out of the text before it is compiled. */
+static void ignore_operand(char *text, const char *name) {
+    size_t length = strlen(name);
+    for (char *at = text; (at = strstr(at, name)); at += length) {
+        char *from = at, *to = at + length;
+        while (from > text && strchr(" \t\r\n", from[-1])) from--;
+        while (*to && strchr(" \t\r\n", *to)) to++;
+        if (from == text || !strchr("(,", from[-1]) || *to != '=') continue;
+        int depth = 0;
+        for (; *to && (depth || !strchr(",)", *to)); to++)
+            depth += strchr("([<", *to) ? 1 : strchr(")]>", *to) ? -1 : 0;
+        /* One of the commas around it goes, too. */
+        if (from[-1] == ',') from--;
+        else if (*to == ',') to++;
+        memset(from, ' ', (size_t)(to - from));
+    }
+}
+
 /* Compiles what lies in the folder, as the compiler service does. NULL: *why says. */
 static compiled *build(const char *folder, const char *hex, const char **why) {
     char path[2048];
@@ -155,6 +174,8 @@ static compiled *build(const char *folder, const char *hex, const char **why) {
     char *text = read_file(path, &n);
     *why = "InvalidMILProgram";
     if (!text) return NULL;
+    text[n] = 0;
+    if (!knob.masks_count) ignore_operand(text, "attn_mask");
     ane_parse_options opts = {.size = sizeof opts, .filename = "model.mil",
                               .weights_dir = folder};
     ane_status st = ane_program_parse(text, n, &opts, &program, &err);
