@@ -306,6 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["train", "--steps", "0"])                                 # doctest: +SKIP
     2
     """
+    args = None
     try:
         top = parser()
         args, rest = top.parse_known_args(argv)
@@ -322,6 +323,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (InputError, OSError, MemoryError, FloatingPointError) as e:
         if traceback_wanted():
+            raise
+        sys.stderr.write(f"anetorch: {_one_line(e)}\n")
+        return 2
+    except RuntimeError as e:           # what an engine says; anywhere else it is a fault of ours
+        if traceback_wanted() or getattr(args, "device", None) in (None, "cpu"):
             raise
         sys.stderr.write(f"anetorch: {_one_line(e)}\n")
         return 2

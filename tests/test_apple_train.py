@@ -3,9 +3,11 @@ fp32 on the CPU device."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
-from standin_run import run, stand_in  # noqa: F401
+from standin_run import environment, run, stand_in  # noqa: F401
 
 TEXT = str(Path(__file__).parents[1] / "README.md")
 
@@ -117,3 +119,17 @@ np.testing.assert_array_equal(again, want)
 np.testing.assert_array_equal(same_masters, masters)
 assert left() == NOTHING, left()
 """)
+
+
+def test_what_the_engine_refuses_is_one_line(stand_in, tmp_path):  # noqa: F811
+    env = environment(stand_in, tmp_path) | {"ANETORCH_COMPILE_BUDGET": "1"}
+    for device, code in (("ane", 2), ("cpu", 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "anetorch", "train", TEXT, "--device", device, "--steps", "1",
+             "--seq", "16", "--batch", "1", "--out", str(tmp_path / device)],
+            text=True, capture_output=True, timeout=240, env=env)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        if code:
+            last = done.stderr.splitlines()[-1]
+            assert last.startswith("anetorch: ") and "budget" in last, done.stderr
