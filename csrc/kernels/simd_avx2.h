@@ -20,25 +20,27 @@ static inline void v_storeu(void *p, vf x) { _mm256_storeu_ps(p, x); }
 static inline vf v_load_n(const void *p, size_t n) {
     return _mm256_maskload_ps(p, v_tail_mask(n));
 }
-/* In pieces: a masked store is dozens of micro-operations on AMD. */
+/* In pieces: a masked store is dozens of micro-operations on AMD. Any alignment. */
 static inline void v_store_n(void *p, vf x, size_t n) {
-    float *to = p;
-    __m128 part = _mm256_castps256_ps128(x);
+    char *to = p;
+    __m128i part = _mm_castps_si128(_mm256_castps256_ps128(x));
     if (n >= 8) {
-        _mm256_storeu_ps(to, x);
+        _mm256_storeu_ps(p, x);
         return;
     }
     if (n & 4) {
-        _mm_storeu_ps(to, part);
-        to += 4;
-        part = _mm256_extractf128_ps(x, 1);
+        _mm_storeu_si128((void *)to, part);
+        to += 16;
+        part = _mm_castps_si128(_mm256_extractf128_ps(x, 1));
     }
     if (n & 2) {
-        _mm_storel_pi((void *)to, part);
-        to += 2;
-        part = _mm_movehl_ps(part, part);
+        int64_t two = _mm_cvtsi128_si64(part);
+        memcpy(to, &two, 8);
+        to += 8;
+        part = _mm_unpackhi_epi64(part, part);
     }
-    if (n & 1) _mm_store_ss(to, part);
+    int32_t one = _mm_cvtsi128_si32(part);
+    if (n & 1) memcpy(to, &one, 4);
 }
 static inline vf v_load16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
 static inline void v_store16(void *p, vf x) {
