@@ -22,7 +22,7 @@ LEVEL = {
 }
 
 # The files directly in csrc/ that stand behind ane.h are one room.
-PROGRAM = {"program.c", "program.h", "shadow.c"}
+PROGRAM = {"program.c", "request.c", "kernel.h", "program.h", "shadow.c"}
 
 # py/ sees the public headers, CPython and NumPy; py/testing*.c alone may include internal
 # headers: they call internals through the exported table of csrc/testing.h.
