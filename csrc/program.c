@@ -274,17 +274,20 @@ static ane_status plan_memory(ane_kernel *k, const ane_tensor *inputs, size_t n_
     ane_port *ports = ane_calloc(k->n_out + 1, sizeof *ports);
     ane_tensor *in = ane_calloc(k->n_in + 1, sizeof *in);
     ane_tensor *out = ane_calloc(k->n_out + 1, sizeof *out);
+    ane_surface *fake = ane_calloc(k->n_in + k->n_out + 1, sizeof *fake);
     ane_status st = ANE_ERR_NOMEM;
     *info = (ane_memory_info){0};
-    if (!ports || !in || !out) {
+    if (!ports || !in || !out || !fake) {
         ane_fail(err, st, "[memory] out of memory");
         goto done;
     }
     st = ane_kernel_infer(k, inputs, n_in, ports, k->n_out, err);
-    /* Nothing looks behind these: they differ, so nothing is an alias of anything. */
+    /* Nothing looks behind these addresses: they differ, so nothing is an alias of anything. */
+    for (size_t i = 0; i < k->n_in + k->n_out; i++) fake[i].base = (unsigned char *)&fake[i];
     for (size_t i = 0; i < k->n_in && !st; i++) {
         in[i] = inputs[i];
-        in[i].surface = (ane_surface *)(void *)&in[i];
+        in[i].surface = &fake[i];
+        in[i].offset = 0;
     }
     for (size_t i = 0; i < k->n_out && !st; i++) {
         bool open = ports[i].dtype == ANE_STRING;
@@ -296,7 +299,7 @@ static ane_status plan_memory(ane_kernel *k, const ane_tensor *inputs, size_t n_
             out[i].strides[d] = stride;
             stride *= ports[i].dims[d] > 0 ? ports[i].dims[d] : 1;
         }
-        if (!open) out[i].surface = (ane_surface *)(void *)&out[i];
+        if (!open) out[i].surface = &fake[k->n_in + i];
     }
     if (!st && k->backend->plan_memory)
         st = k->backend->plan_memory(k->exe, in, out, limited, info, each, arg, err);
@@ -304,6 +307,7 @@ done:
     ane_free(ports);
     ane_free(in);
     ane_free(out);
+    ane_free(fake);
     return st;
 }
 

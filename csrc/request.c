@@ -41,9 +41,9 @@ struct ane_request {
     size_t *extent;                     /* lo, hi per operand, inputs first */
 };
 
+/* By address: two surfaces may wrap the same array. */
 static bool same_view(const ane_tensor *a, const ane_tensor *b) {
-    if (a->surface != b->surface || a->offset != b->offset || a->dtype != b->dtype ||
-        a->rank != b->rank)
+    if (ane_tensor_data(a) != ane_tensor_data(b) || a->dtype != b->dtype || a->rank != b->rank)
         return false;
     for (int i = 0; i < a->rank; i++)
         if (a->shape[i] != b->shape[i] ||

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -146,6 +147,52 @@ def test_partial_overlap_is_refused_and_interleaving_is_not() -> None:
     want = np.arange(24, dtype=np.float32).reshape(2, 12) - 12
     want[:, 4:8] = want[:, 8:12] = np.maximum(want[:, 0:4], 0)
     np.testing.assert_array_equal(t.numpy(), want)
+
+
+@pytest.mark.parametrize("wrap", [lambda a: a, Tensor.wrap])
+def test_arrays_over_one_block_are_told_apart_by_address(wrap: Callable[[np.ndarray], object]) -> None:
+    """Each array has a surface of its own, so what they share must be seen all the same."""
+    square = kernel_of("""tensor<fp32, [90, 90]> y = matmul(x = x, y = x, transpose_x = no, transpose_y = no);""",
+                       "tensor<fp32, [90, 90]> x")
+    a = np.random.default_rng(0).integers(-8, 8, (90, 90)).astype(np.float32)
+    same = a.copy()
+    square.bind(wrap(same), wrap(same)).run()
+    np.testing.assert_array_equal(same, a @ a)
+    block = np.zeros(3 * 8100, np.float32)
+    with pytest.raises(ValueError, match="overlaps input x"):
+        square.bind(wrap(block[:8100].reshape(90, 90)), wrap(block[80:8180].reshape(90, 90)))
+    two = kernel_of("tensor<fp32, [9]> y = relu(x = x); tensor<fp32, [9]> z = exp(x = x);",
+                    "tensor<fp32, [9]> x", "y, z")
+    with pytest.raises(ValueError, match="outputs y and z share memory"):
+        two.bind(wrap(block[100:109]), [wrap(block[:9]), wrap(block[8:17])])
+
+
+def test_overlap_of_arrays_is_what_numpy_says() -> None:
+    """Random slices of one array: refused where np.shares_memory finds a common element, and
+    only there, unless a step is negative (then a refusal may be too careful)."""
+    rng = np.random.default_rng(5)
+    k = kernel_of("tensor<fp32, [3, 4]> y = relu(x = x);", "tensor<fp32, [3, 4]> x")
+    block = np.zeros((12, 40), np.float32)
+    refused = allowed = 0
+    for _ in range(3000):
+        def view() -> np.ndarray:
+            i, j = rng.integers(0, 6), rng.integers(0, 24)
+            si, sj = rng.integers(1, 3), rng.integers(1, 5) * rng.choice([1, 1, 1, -1])
+            v = block[i:i + 2 * si + 1:si]
+            return v[:, j:j + 3 * sj + 1:sj] if sj > 0 else v[:, j - 3 * sj:j - 1 if j else None:sj]
+        x, y = view(), view()
+        assert x.shape == y.shape == (3, 4)
+        same = x.ctypes.data == y.ctypes.data and x.strides == y.strides
+        meets = np.shares_memory(x, y) and not same
+        try:
+            k.bind(x, y)
+        except ValueError:
+            refused += 1
+            assert meets or min(x.strides + y.strides) < 0 or x.strides != y.strides
+        else:
+            allowed += 1
+            assert not meets
+    assert refused > 300 and allowed > 300
 
 
 def test_two_outputs_may_not_share_memory() -> None:

@@ -57,8 +57,8 @@ typedef struct ane_backend {
     void (*memory)(void *binding, ane_memory_info *info);       /* NULL: zeros */
     size_t (*thread_count)(void *binding);          /* NULL: 0 */
     void (*thread)(void *binding, size_t i, ane_thread_info *info);
-    /* As ane_kernel_memory, for outputs whose surface tells only "given" (any pointer) or
-     * not; `limited`: fail beyond the limit. NULL: zeros. */
+    /* As ane_kernel_memory; a surface tells only "given" or not and has an address of its
+     * own with no memory behind it. `limited`: fail beyond the limit. NULL: zeros. */
     ane_status (*plan_memory)(void *exe, const ane_tensor *inputs, const ane_tensor *outputs,
                               bool limited, ane_memory_info *info,
                               void (*each)(void *arg, const ane_buffer_info *buffer),

@@ -178,10 +178,7 @@ static bool meet(box_pair *p, int d, int64_t rest) {
 }
 
 bool ane__boxes_meet(const ane_tensor *a, const ane_tensor *b) {
-    size_t alo, ahi, blo, bhi;
-    ane_tensor_extent(a, &alo, &ahi);
-    ane_tensor_extent(b, &blo, &bhi);
-    if (a->surface != b->surface || ahi <= blo || bhi <= alo) return false;
+    if (!ane_tensor_overlap(a, b)) return false;
     if (a->dtype != b->dtype || a->rank != b->rank) return true;
     box_pair p = {.unit = (int64_t)ane_dtype_size(a->dtype), .budget = 1000};
     for (int i = 0; i < a->rank; i++) {
@@ -203,5 +200,5 @@ bool ane__boxes_meet(const ane_tensor *a, const ane_tensor *b) {
         int64_t far = p.hi[i + 1] > -p.lo[i + 1] ? p.hi[i + 1] : -p.lo[i + 1];
         p.reach[i] = p.reach[i + 1] + far * p.stride[i + 1];
     }
-    return meet(&p, 0, (int64_t)b->offset - (int64_t)a->offset);
+    return meet(&p, 0, (int64_t)((uintptr_t)ane_tensor_data(b) - (uintptr_t)ane_tensor_data(a)));
 }

@@ -14,9 +14,9 @@ static inline size_t s_bytes(const ane_tensor *t) { return t->surface->bytes; }
 /* Bytes of work from which a copy uses the thread pool. */
 #define ANE__THREAD_FROM ((size_t)256 << 10)
 
-/* Do two views of one surface share an element? Exact for boxes of one row-major parent, such as
- * columns beside columns, where ane_tensor_overlap looks at extents and common strides only;
- * assumes the worst of other pairs. */
+/* Do two views share an element? Two surfaces may wrap one block of memory, so addresses decide.
+ * Exact for boxes of one row-major parent, such as columns beside columns, where
+ * ane_tensor_overlap looks at extents and common strides only; assumes the worst of other pairs. */
 bool ane__boxes_meet(const ane_tensor *a, const ane_tensor *b);
 
 /* Converts n adjacent elements. Any alignment; src and dst do not overlap. */

@@ -384,7 +384,7 @@ static void key_of(ane_tensor *key, const ane_tensor *t) {
 }
 
 static bool alias_of(const ane_tensor *in, const ane_tensor *out) {
-    return out->surface && in->surface == out->surface && in->offset == out->offset &&
+    return out->surface && ane_tensor_data(in) == ane_tensor_data(out) &&
            ane_tensor_count(out) > 0;
 }
 
