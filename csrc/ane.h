@@ -743,6 +743,13 @@ ANE_API ane_status ane_kernel_infer(ane_kernel *k, const ane_tensor *inputs, siz
 ANE_API ane_status ane_request_create(ane_kernel *k, const ane_tensor *inputs, size_t n_in,
                                       const ane_tensor *outputs, size_t n_out,
                                       ane_request **out, ane_error *err);
+/* The request on other memory: as if made anew, but nothing is allocated. dtypes, shapes and
+ * strides must be those of before, and so must what aliases what; outputs that the run makes
+ * stay. INVALID otherwise, UNSUPPORTED where the device cannot, and the request is as it was.
+ * Waits for a run in another thread. */
+ANE_API ane_status ane_request_rebind(ane_request *r, const ane_tensor *inputs, size_t n_in,
+                                      const ane_tensor *outputs, size_t n_out,
+                                      ane_error *err);
 ANE_API ane_request *ane_request_retain(ane_request *r);
 ANE_API void ane_request_release(ane_request *r);
 ANE_API ane_kernel *ane_request_kernel(const ane_request *r);

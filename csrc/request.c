@@ -39,6 +39,7 @@ struct ane_request {
     void *binding;
     ane_tensor *in, *out;
     size_t *extent;                     /* lo, hi per operand, inputs first */
+    bool *made;                         /* per output: by each run */
 };
 
 /* By address: two surfaces may wrap the same array. */
@@ -127,13 +128,15 @@ ane_status ane_request_create(ane_kernel *k, const ane_tensor *inputs, size_t n_
     r->in = ane_calloc(n_in, sizeof *r->in);
     r->out = ane_calloc(n_out, sizeof *r->out);
     r->extent = ane_calloc(n_in + n_out, 2 * sizeof *r->extent);
-    if (!r->in || !r->out || !r->extent) {
+    r->made = ane_calloc(n_out, sizeof *r->made);
+    if (!r->in || !r->out || !r->extent || !r->made) {
         st = ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
         goto done;
     }
     for (size_t i = 0; i < n_in + n_out; i++) {
         const ane_tensor *t = i < n_in ? &inputs[i] : &outputs[i - n_in];
         (i < n_in ? r->in : r->out - n_in)[i] = *t;
+        if (i >= n_in) r->made[i - n_in] = !t->surface;
         if (!t->surface) continue;
         ane_surface_retain(t->surface);
         ane_tensor_extent(t, &r->extent[2 * i], &r->extent[2 * i + 1]);
@@ -146,6 +149,71 @@ done:
     }
     *out = r;
     return ANE_OK;
+}
+
+/* The very layout of before, so that the plan fits. */
+static bool same_layout(const ane_tensor *a, const ane_tensor *b) {
+    if (!a->surface || !b->surface) return !a->surface && !b->surface;
+    return a->dtype == b->dtype && a->rank == b->rank &&
+           !memcmp(a->shape, b->shape, (size_t)a->rank * sizeof *a->shape) &&
+           !memcmp(a->strides, b->strides, (size_t)a->rank * sizeof *a->strides);
+}
+
+/* Another surface under a view; an output without one is the run's. */
+static void move_view(ane_tensor *t, size_t *extent, const ane_tensor *to) {
+    if (!to->surface) return;
+    ane_surface *before = t->surface;
+    t->surface = ane_surface_retain(to->surface);
+    t->offset = to->offset;
+    ane_surface_release(before);
+    ane_tensor_extent(t, &extent[0], &extent[1]);
+}
+
+static ane_status check_rebind(const ane_request *r, const ane_tensor *in, size_t n_in,
+                               const ane_tensor *out, size_t n_out, ane_error *err) {
+    const ane_kernel *k = r->kernel;
+    if (n_in != k->n_in || n_out != k->n_out)
+        return ane_fail(err, ANE_ERR_INVALID,
+                        "[rebind] the kernel has %zu inputs and %zu outputs; got %zu and %zu",
+                        k->n_in, k->n_out, n_in, n_out);
+    for (size_t i = 0; i < n_in + n_out; i++) {
+        const ane_port *p = i < n_in ? &k->in[i] : &k->out[i - n_in];
+        const ane_tensor *t = i < n_in ? &in[i] : &out[i - n_in];
+        const ane_tensor *was = i < n_in ? &r->in[i] : &r->out[i - n_in];
+        bool made = i >= n_in && r->made[i - n_in];
+        if (made ? t->surface != NULL : !t->surface || !same_layout(t, was))
+            return ane_fail(err, ANE_ERR_INVALID,
+                            "[rebind] %s is not of the dtype, shape and strides that were "
+                            "bound; make a new request", p->name);
+        if (t->surface && (i >= n_in || p->state) && ane_surface_readonly(t->surface))
+            return ane_fail(err, ANE_ERR_INVALID, "[rebind] %s is read-only", p->name);
+    }
+    for (size_t i = 0; i < n_out; i++)
+        for (size_t j = 0; j < n_in && !r->made[i]; j++)
+            if (same_view(&out[i], &in[j]) != same_view(&r->out[i], &r->in[j]))
+                return ane_fail(err, ANE_ERR_INVALID,
+                                "[rebind] output %s and input %s were%s one memory; make a new "
+                                "request", k->out[i].name, k->in[j].name,
+                                same_view(&out[i], &in[j]) ? " not" : "");
+    return check_aliases(k, in, out, err);
+}
+
+ane_status ane_request_rebind(ane_request *r, const ane_tensor *inputs, size_t n_in,
+                              const ane_tensor *outputs, size_t n_out, ane_error *err) {
+    ane_error local;
+    if (!err) err = &local;
+    if (!r->kernel->backend->rebind)
+        return ane_fail(err, ANE_ERR_UNSUPPORTED, "[rebind] requests of device '%s' keep their "
+                        "memory; make a new one", r->kernel->backend->name);
+    ane_status st = lock_run(&r->lock, "request", err);
+    if (st) return st;
+    st = check_rebind(r, inputs, n_in, outputs, n_out, err);
+    for (size_t i = 0; i < n_in && !st; i++) move_view(&r->in[i], &r->extent[2 * i], &inputs[i]);
+    for (size_t i = 0; i < n_out && !st; i++)
+        move_view(&r->out[i], &r->extent[2 * (n_in + i)], &outputs[i]);
+    if (!st) r->kernel->backend->rebind(r->binding, r->in, r->out);
+    unlock_run(&r->lock);
+    return st;
 }
 
 ane_request *ane_request_retain(ane_request *r) {
@@ -162,6 +230,7 @@ void ane_request_release(ane_request *r) {
     ane_free(r->in);
     ane_free(r->out);
     ane_free(r->extent);
+    ane_free(r->made);
     ane_kernel_release(r->kernel);
     pthread_mutex_destroy(&r->lock.mutex);
     ane_free(r);

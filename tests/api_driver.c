@@ -114,6 +114,13 @@ static void *own_request(void *arg) {
         CHECK(ane_request_thread_count(r) > 0);
     }
     CHECK(doubled(&out, 2));
+    /* The same request on other memory, while the other threads run theirs. */
+    for (int i = 0; i < rounds; i++) {
+        ane_tensor other = make(ane_kernel_output(shared_kernel, 0));
+        CHECK(!ane_request_rebind(r, in, 2, &other, 1, NULL));
+        CHECK(!ane_request_run(r, &options, NULL) && doubled(&other, 2));
+        ane_surface_release(other.surface);
+    }
     ane_request_release(r);
     for (int i = 0; i < 2; i++) ane_surface_release(in[i].surface);
     ane_surface_release(out.surface);
@@ -243,6 +250,16 @@ static void refusals(void) {
     CHECK(ane_request_run(r, &options, &err) == ANE_ERR_CANCELLED);
     CHECK(ane_tensor_readable(&y, &err));
     CHECK(!ane_request_run(r, NULL, &err) && !ane_tensor_readable(&y, &err));
+
+    /* Other memory: of the same layout and aliases, or not at all. */
+    wrong = y;
+    wrong.strides[0] *= 2;
+    CHECK(ane_request_rebind(r, &x, 1, &wrong, 1, &err) == ANE_ERR_INVALID);
+    CHECK(ane_request_rebind(r, &x, 1, &x, 1, &err) == ANE_ERR_INVALID);
+    CHECK(ane_request_rebind(r, &x, 1, &y, 0, &err) == ANE_ERR_INVALID);
+    CHECK(ane_request_output(r, 0)->surface == y.surface);
+    CHECK(!ane_request_rebind(r, &y, 1, &x, 1, &err) && !ane_request_run(r, NULL, &err));
+    CHECK(ane_request_output(r, 0)->surface == x.surface);
     ane_request_release(r);
     ane_surface_release(x.surface);
     ane_surface_release(y.surface);

@@ -52,6 +52,9 @@ typedef struct ane_backend {
     /* ANE_LOWER_INPUTS or _PACKED; *why: of a second choice, what became of the first, or
      * "". NULL: the device takes ports as they are. */
     ane_lowering (*lowering)(void *exe, const char **why);
+    /* Operands of the same layouts and aliases at other addresses; never during a run.
+     * NULL: a request keeps its memory. */
+    void (*rebind)(void *binding, const ane_tensor *inputs, const ane_tensor *outputs);
     size_t (*step_count)(void *binding);            /* NULL: 0 */
     void (*step)(void *binding, size_t i, ane_step_info *info);
     void (*memory)(void *binding, ane_memory_info *info);       /* NULL: zeros */

@@ -160,7 +160,7 @@ static void drop_object(void *arg) {
     PyGILState_Release(g);
 }
 
-int ane_py_wrap_array(ane_py_state *st, PyArrayObject *a, ane_tensor *t) {
+static int wrap(ane_py_state *st, PyArrayObject *a, bool borrow, ane_tensor *t) {
     ane_error err = {0};
     int rank = PyArray_NDIM(a);
     if (rank > ANE_MAX_RANK) {
@@ -182,15 +182,23 @@ int ane_py_wrap_array(ane_py_state *st, PyArrayObject *a, ane_tensor *t) {
     }
     if (lo == INT64_MIN) lo = hi = 0;
     v.offset = (size_t)-lo;
-    Py_INCREF((PyObject *)a);
+    if (!borrow) Py_INCREF((PyObject *)a);
     if (ane_surface_wrap(PyArray_BYTES(a) + lo, (size_t)(hi - lo), !PyArray_ISWRITEABLE(a),
-                         drop_object, a, &v.surface, &err)) {
-        Py_DECREF(a);
+                         borrow ? NULL : drop_object, a, &v.surface, &err)) {
+        if (!borrow) Py_DECREF(a);
         ane_py_raise(st, &err);
         return -1;
     }
     *t = v;
     return 0;
+}
+
+int ane_py_wrap_array(ane_py_state *st, PyArrayObject *a, ane_tensor *t) {
+    return wrap(st, a, false, t);
+}
+
+int ane_py_borrow_array(ane_py_state *st, PyArrayObject *a, ane_tensor *t) {
+    return wrap(st, a, true, t);
 }
 
 int ane_py_copy(ane_py_state *st, const ane_tensor *dst, const ane_tensor *src) {

@@ -9,8 +9,13 @@ typedef struct py_kernel {
     ane_py_state *state;
     PyObject *module;                   /* keeps state alive */
     ane_kernel *kernel;
-    ane_request *last;                  /* of a small k(x, out=y); NULL */
+    ane_request *last;                  /* of a k(x, out=y); NULL: none, or being run */
+    uint32_t last_arrays;               /* bit i: its operand i is an array */
 } py_kernel;
+
+#define KEPT_OPERANDS 17                /* a call with out= of more is bound each time */
+
+PyObject *ane_py_kernel_call(PyObject *kernel, PyObject *args, PyObject *kwargs);
 
 typedef struct py_request {
     PyObject_HEAD

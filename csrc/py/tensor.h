@@ -50,6 +50,8 @@ int ane_py_fill_buffer(Py_buffer *b, PyObject *owner, const ane_tensor *t, bool 
 int ane_py_copy(ane_py_state *st, const ane_tensor *dst, const ane_tensor *src);
 /* A view over an array (any strides), keeping it alive; *t holds a new reference. */
 int ane_py_wrap_array(ane_py_state *st, PyArrayObject *a, ane_tensor *t);
+/* The same, but it is the caller who looks there only while the array lives. */
+int ane_py_borrow_array(ane_py_state *st, PyArrayObject *a, ane_tensor *t);
 /* One element as a Python object, and back. */
 PyObject *ane_py_item(const ane_tensor *t, const void *at);
 int ane_py_set_item(const ane_tensor *t, void *at, PyObject *value);

@@ -198,6 +198,7 @@ typedef struct ane_cpu_binding ane_cpu_binding;
 ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *outputs,
                         ane_cpu_binding **out, ane_error *err);     /* retains plan */
 void ane_cpu_unbind(ane_cpu_binding *b);
+void ane_cpu_rebind(ane_cpu_binding *b, const ane_tensor *inputs, const ane_tensor *outputs);
 ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool profile,
                        ane_error *err);
 size_t ane_cpu_step_count(const ane_cpu_binding *b);

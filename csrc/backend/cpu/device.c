@@ -98,6 +98,10 @@ static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
 
 static void unbind(void *binding) { ane_cpu_unbind(binding); }
 
+static void rebind(void *binding, const ane_tensor *inputs, const ane_tensor *outputs) {
+    ane_cpu_rebind(binding, inputs, outputs);
+}
+
 static ane_status run(void *binding, const ane_run_options *opts, bool profile, ane_error *err) {
     return ane_cpu_run(binding, opts, profile, err);
 }
@@ -153,6 +157,7 @@ const ane_backend ane_backend_cpu = {
     .destroy = destroy,
     .bind = bind,
     .unbind = unbind,
+    .rebind = rebind,
     .run = run,
     .infer = infer,
     .step_count = step_count,

@@ -71,6 +71,15 @@ struct ane_cpu_binding {
 
 #define LOG_MAX 16384                 /* thread intervals kept of a profiled run */
 
+void ane_cpu_rebind(ane_cpu_binding *b, const ane_tensor *inputs, const ane_tensor *outputs) {
+    for (int i = 0; i < b->plan->n_bufs; i++) {
+        const ane_buf *f = &b->plan->bufs[i];
+        if (f->kind == ANE_BUF_INPUT) b->ex.base[i] = ane_tensor_data(&inputs[f->index]);
+        if (f->kind == ANE_BUF_OUTPUT && outputs[f->index].surface)
+            b->ex.base[i] = ane_tensor_data(&outputs[f->index]);
+    }
+}
+
 ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *outputs,
                         ane_cpu_binding **out, ane_error *err) {
     ane_cpu_binding *b = ane_calloc(1, sizeof *b);
@@ -94,13 +103,10 @@ ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *ou
     b->plan = plan;
     b->ex.plan = plan;
     b->ex.outputs = outputs;
-    for (int i = 0; i < plan->n_bufs; i++) {
-        const ane_buf *f = &plan->bufs[i];
-        if (f->kind == ANE_BUF_INPUT) b->ex.base[i] = ane_tensor_data(&inputs[f->index]);
-        if (f->kind == ANE_BUF_OUTPUT && outputs[f->index].surface)
-            b->ex.base[i] = ane_tensor_data(&outputs[f->index]);
-        if (f->kind == ANE_BUF_CONST) b->ex.base[i] = (char *)(uintptr_t)f->data;
-    }
+    ane_cpu_rebind(b, inputs, outputs);
+    for (int i = 0; i < plan->n_bufs; i++)
+        if (plan->bufs[i].kind == ANE_BUF_CONST)
+            b->ex.base[i] = (char *)(uintptr_t)plan->bufs[i].data;
     ane_status st = ANE_OK;
     for (int i = 0; i < plan->n_steps && plan->prepack && !st; i++)
         if (plan->steps[i].prepare) st = plan->steps[i].prepare(&b->ex, &plan->steps[i], err);
