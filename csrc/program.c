@@ -3,6 +3,7 @@
 
 #include "base/env.h"
 #include "ir/target.h"
+#include "surface/surface.h"
 
 #include <ctype.h>
 #include <errno.h>
