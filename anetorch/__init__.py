@@ -8,6 +8,7 @@ __path__ = _built(__path__, "_core*.so")     # a clone uses the installed _core
 from anetorch import _core
 from anetorch import sharing as sharing  # noqa: PLC0414  (teaches multiprocessing)
 from anetorch._core import (
+    Quantization,
     Tensor,
     TensorMap,
     TensorPool,

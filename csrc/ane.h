@@ -239,6 +239,22 @@ ANE_API bool ane_tensor_overlap(const ane_tensor *a, const ane_tensor *b);
  * whoever writes through ane_tensor_data. */
 ANE_API ane_status ane_tensor_readable(const ane_tensor *t, ane_error *err);
 ANE_API void ane_tensor_written(const ane_tensor *t);
+/* Integers that stand for real numbers: scale * (stored - zero_point). Plain data beside a
+ * tensor: no operation looks at it by itself. */
+typedef struct ane_quantization {
+    int axis;                           /* that the scales go along; -1: one for all */
+    size_t n;                           /* scales: 1, or the axis' length */
+    const float *scale;                 /* finite and above 0 */
+    const int64_t *zero_point;          /* as many, in the dtype's range; NULL: zeros */
+} ane_quantization;
+/* t NULL: what can be said without a tensor. t's dtype is an integer of 8, 16 or 32 bits.
+ * Messages are "[quantization] FIELD: expected ..., got ...". */
+ANE_API ane_status ane_quantization_check(const ane_quantization *q, const ane_tensor *t,
+                                          ane_error *err);
+/* The real numbers, into a row-major float tensor of src's shape: rounded once for integers
+ * of 8 and 16 bits. Threaded. */
+ANE_API ane_status ane_tensor_dequantize(const ane_tensor *dst, const ane_tensor *src,
+                                         const ane_quantization *q, ane_error *err);
 /* Images: 8 bits per component, rows padded to 64 bytes. shape is [height, width, components]
  * or, for one byte per pixel, [height, width]; NV12 has 3/2 * height rows, the last third
  * being interleaved U and V. */

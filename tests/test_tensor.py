@@ -183,7 +183,7 @@ def test_capacity():
     assert t.capacity_bytes == 1000 and t.nbytes == 24
     assert t.view(24, (4, 61)).shape == (4, 61)
     assert t.view(24, (2,)).capacity_bytes == 976
-    with pytest.raises(ValueError, match="below the shape's 24"):
+    with pytest.raises(ValueError, match="insufficient capacity: the shape needs 24 bytes, capacity is 8"):
         Tensor((2, 3), capacity=8)
     with pytest.raises(ValueError, match="negative"):
         Tensor((2, 3), capacity=-8)

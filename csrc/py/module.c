@@ -149,7 +149,7 @@ static int module_exec(PyObject *m) {
 }
 
 #define ANE_PY_EACH(X)                                                                     \
-    X(mil_error) X(tensor_type) X(map_type) X(program_type) X(kernel_type)                 \
+    X(mil_error) X(tensor_type) X(map_type) X(quant_type) X(program_type) X(kernel_type)   \
     X(request_type) X(pipeline_type) X(weight_file_type) X(weight_buffer_type)     \
     X(weight_writer_type)
 

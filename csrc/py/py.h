@@ -17,7 +17,7 @@
 
 typedef struct ane_py_state {
     PyObject *mil_error;                /* anetorch.MILError */
-    PyTypeObject *tensor_type, *map_type;
+    PyTypeObject *tensor_type, *map_type, *quant_type;
     PyTypeObject *program_type;
     PyTypeObject *kernel_type, *request_type, *pipeline_type;
     PyTypeObject *weight_file_type, *weight_buffer_type, *weight_writer_type;

@@ -206,27 +206,39 @@ PyObject *ane_py_tensor_unlink(PyObject *cls, PyObject *arg) {
 
 /* ---------------------------------------------------------------- multiprocessing, pickle */
 
-/* (fd, file offset, surface bytes, dtype, byte offset, shape, strides): _from_share's
- * arguments after the class. */
+/* What travels beside the bytes. */
+static PyObject *quant_or_none(PyObject *self) {
+    PyObject *q = ANE_TENSOR(self)->quant;
+    return q ? q : Py_None;
+}
+
+/* Of a tensor that is being received. */
+static PyObject *with_quant(PyObject *self, PyObject *q) {
+    if (self && q && ane_py_tensor_set_quant(self, q, NULL) < 0) Py_CLEAR(self);
+    return self;
+}
+
+/* (fd, file offset, surface bytes, dtype, byte offset, shape, strides, quantization):
+ * _from_share's arguments after the class. */
 METHOD0(ane_py_tensor_share) {
     (void)unused;
     int fd;
     size_t base;
     if (descriptor(self, "share", &fd, &base) < 0) return NULL;
     const ane_tensor *t = &ANE_TENSOR(self)->t;
-    return Py_BuildValue("(innsnNN)", fd, (Py_ssize_t)base,
+    return Py_BuildValue("(innsnNNO)", fd, (Py_ssize_t)base,
                          (Py_ssize_t)ane_surface_bytes(t->surface), ane_dtype_name(t->dtype),
                          (Py_ssize_t)t->offset, ane_py_shape_tuple(t->rank, t->shape),
-                         ane_py_shape_tuple(t->rank, t->strides));
+                         ane_py_shape_tuple(t->rank, t->strides), quant_or_none(self));
 }
 
 PyObject *ane_py_tensor_from_share(PyObject *cls, PyObject *args) {
     int fd, strides;
     Py_ssize_t base, bytes, offset;
     const char *dtype;
-    PyObject *shape, *stride;
-    if (!PyArg_ParseTuple(args, "innsnOO:_from_share", &fd, &base, &bytes, &dtype, &offset,
-                          &shape, &stride))
+    PyObject *shape, *stride, *quant = NULL;
+    if (!PyArg_ParseTuple(args, "innsnOO|O:_from_share", &fd, &base, &bytes, &dtype, &offset,
+                          &shape, &stride, &quant))
         return NULL;
     ane_py_state *st = ane_py_state_by_type((PyTypeObject *)cls);
     ane_tensor t = {0};
@@ -243,7 +255,7 @@ PyObject *ane_py_tensor_from_share(PyObject *cls, PyObject *args) {
     if (ane_dtype_parse(dtype, &t.dtype, &err) ||
         ane_surface_from_descriptor(fd, (size_t)base, (size_t)bytes, true, &s, &err))
         return ane_py_raise(st, &err);
-    return adopt((PyTypeObject *)cls, st, s, &t);
+    return with_quant(adopt((PyTypeObject *)cls, st, s, &t), quant);
 }
 
 /* Plain pickles carry the values. */
@@ -264,20 +276,20 @@ METHOD0(ane_py_tensor_reduce) {
     }
     if (bytes) make = PyObject_GetAttrString((PyObject *)Py_TYPE(self), "_from_value");
     if (make)
-        out = Py_BuildValue("N(NssO)", make, ane_py_shape_tuple(src.rank, src.shape),
+        out = Py_BuildValue("N(NssOO)", make, ane_py_shape_tuple(src.rank, src.shape),
                             ane_dtype_name(src.dtype),
                             memory == ANE_MEM_EXTERNAL ? "heap" : ane_memory_name(memory),
-                            bytes);
+                            bytes, quant_or_none(self));
     Py_XDECREF(bytes);
     ane_surface_release(src.surface);
     return out;
 }
 
 PyObject *ane_py_tensor_from_value(PyObject *cls, PyObject *args) {
-    PyObject *shape;
+    PyObject *shape, *quant = NULL;
     const char *dtype, *mem, *data;
     Py_ssize_t n;
-    if (!PyArg_ParseTuple(args, "Ossy#:_from_value", &shape, &dtype, &mem, &data, &n))
+    if (!PyArg_ParseTuple(args, "Ossy#|O:_from_value", &shape, &dtype, &mem, &data, &n, &quant))
         return NULL;
     ane_py_state *st = ane_py_state_by_type((PyTypeObject *)cls);
     int64_t dims[ANE_MAX_RANK];
@@ -302,5 +314,5 @@ PyObject *ane_py_tensor_from_value(PyObject *cls, PyObject *args) {
                      ane_surface_bytes(t.surface));
     }
     ane_surface_release(t.surface);
-    return out;
+    return with_quant(out, quant);
 }

@@ -12,6 +12,7 @@ typedef struct TensorObject {
     Py_ssize_t exports;         /* live buffers, arrays and capsules */
     Py_ssize_t runs;            /* live runs */
     int image;                  /* ane_image_format; 0: none */
+    PyObject *quant;            /* a Quantization; NULL: none */
     bool owns;                  /* made its surface: __sizeof__ counts it */
     bool raw;                   /* the next buffer may carry a type PEP 3118 cannot name */
 } TensorObject;
@@ -67,6 +68,22 @@ METHOD(ane_py_tensor_view_method);
 METHOD(ane_py_tensor_permute);
 PyObject *ane_py_tensor_batch(PyObject *self, PyObject *arg);
 PyObject *ane_py_tensor_transposed(PyObject *self, void *closure);
+
+/* quant_type.c. The rest is for makers of views: view gets what q, its source's quantization,
+ * means for it. 0 or -1. */
+int ane_py_add_quant(PyObject *module, ane_py_state *st);
+PyObject *ane_py_tensor_get_quant(PyObject *self, void *closure);
+int ane_py_tensor_set_quant(PyObject *self, PyObject *value, void *closure);
+METHOD(ane_py_tensor_dequantize);
+/* The axis that the scales go along; -1: one for all, or q is NULL. */
+int ane_py_quant_axis(PyObject *q);
+/* n channels from start on, along the view's axis; axis -1: the view is of one channel. One
+ * scale for all stays as it is. */
+int ane_py_quant_give(PyObject *view, PyObject *q, int axis, int64_t start, int64_t step,
+                      int64_t n);
+/* For a view of t with another shape; ValueError where that has no axis for the scales. */
+int ane_py_quant_reshape(PyObject *view, PyObject *q, const ane_tensor *t, int rank,
+                         const int64_t *shape);
 
 /* map_type.c, dlpack.c, share.c, image.c, pool_type.c */
 METHOD(ane_py_tensor_map);

@@ -177,12 +177,17 @@ METHOD0(ane_py_tensor_contiguous) {
     ane_memory memory = ane_surface_memory(t->surface);
     if (memory == ANE_MEM_EXTERNAL) memory = ane_memory_default();
     if (hold(self, "contiguous", &src) < 0) return NULL;
+    PyObject *quant = Py_XNewRef(ANE_TENSOR(self)->quant);
     PyObject *out = NULL;
     if (ane_py_alloc(st, memory, src.dtype, src.rank, src.shape, 0, NULL, &dst) == 0) {
         if (ane_py_copy(st, &dst, &src) == 0) out = ane_py_tensor_new(st, &dst);
-        if (out) ANE_TENSOR(out)->owns = true;
+        if (out) {
+            ANE_TENSOR(out)->owns = true;
+            ANE_TENSOR(out)->quant = Py_XNewRef(quant);
+        }
         ane_surface_release(dst.surface);
     }
+    Py_XDECREF(quant);
     ane_surface_release(src.surface);
     return out;
 }

@@ -116,16 +116,17 @@ static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *kw) {
         capacity = (size_t)n;
     }
     ane_tensor t;
+    ane_error err = {0};
+    size_t bytes;
+    if (ane_shape_size(d, rank, dims, &bytes, &err)) return ane_py_raise(st, &err);
+    if (capacity && capacity < bytes) {
+        PyErr_Format(PyExc_ValueError, "[Tensor] insufficient capacity: the shape needs %zu "
+                     "bytes, capacity is %zu", bytes, capacity);
+        return NULL;
+    }
     /* Whoever asks for shm by name wants to share it, maybe with code that maps at 0. */
     int want = mem && mem != Py_None ? (int)m | ANE_PY_APART : (int)m;
     if (ane_py_alloc(st, want, d, rank, dims, capacity, name, &t) < 0) return NULL;
-    if (capacity && capacity < (size_t)ane_tensor_count(&t) * ane_dtype_size(d)) {
-        PyErr_Format(PyExc_ValueError,
-                     "[Tensor] capacity of %zu bytes is below the shape's %zu", capacity,
-                     (size_t)ane_tensor_count(&t) * ane_dtype_size(d));
-        ane_surface_release(t.surface);
-        return NULL;
-    }
     PyObject *self = ane_py_tensor_make(type, st, &t);
     ane_surface_release(t.surface);
     if (self) ANE_TENSOR(self)->owns = true;
@@ -138,6 +139,7 @@ static void tensor_dealloc(PyObject *self) {
     if (o->weakrefs) PyObject_ClearWeakRefs(self);
     ane_surface *s = o->t.surface;
     o->t.surface = NULL;
+    Py_CLEAR(o->quant);
     ane_surface_release(s);
     freefunc drop = (freefunc)PyType_GetSlot(type, Py_tp_free);
     drop(self);
@@ -312,7 +314,7 @@ static PyObject *tensor_repr(PyObject *self) {
     }
     const ane_tensor *t = &o->t;
     const char *name = ane_surface_name(t->surface);
-    PyObject *strides = NULL, *more = NULL;
+    PyObject *strides = NULL, *more = NULL, *quant = NULL;
     shape = ane_py_shape_tuple(t->rank, t->shape);
     if (!shape) goto done;
     if (!ane_tensor_contiguous(t)) {
@@ -322,12 +324,16 @@ static PyObject *tensor_repr(PyObject *self) {
         more = PyUnicode_FromString("");
     }
     if (!more) goto done;
-    out = PyUnicode_FromFormat("%U(shape=%S, dtype='%s', memory='%s'%U%s%s%s%s)", type, shape,
+    quant = o->quant ? PyUnicode_FromFormat(", quantization=%R", o->quant)
+                     : PyUnicode_FromString("");
+    if (!quant) goto done;
+    out = PyUnicode_FromFormat("%U(shape=%S, dtype='%s', memory='%s'%U%s%s%s%s%U)", type, shape,
                                ane_dtype_name(t->dtype),
                                ane_memory_name(ane_surface_memory(t->surface)), more,
                                *name ? ", name='" : "", name, *name ? "'" : "",
-                               ane_surface_readonly(t->surface) ? ", readonly" : "");
+                               ane_surface_readonly(t->surface) ? ", readonly" : "", quant);
 done:
+    Py_XDECREF(quant);
     Py_XDECREF(more);
     Py_XDECREF(strides);
     Py_XDECREF(shape);
@@ -346,13 +352,15 @@ static PyObject *tensor_rich_repr(PyObject *self, PyObject *unused) {
         ane_dtype_name(t->dtype), "memory", ane_memory_name(ane_surface_memory(t->surface)),
         "nbytes", (long long)ane_tensor_count(t) * (long long)ane_dtype_size(t->dtype));
     const char *name = ane_surface_name(t->surface);
-    PyObject *more[2] = {NULL, NULL};
+    PyObject *more[3] = {NULL, NULL, NULL};
     bool ok = list != NULL;
     if (ok && *name) ok = (more[0] = Py_BuildValue("(ss)", "name", name)) != NULL;
     if (ok && !ane_tensor_contiguous(t))
         ok = (more[1] = Py_BuildValue("(sN)", "strides",
                                       ane_py_shape_tuple(t->rank, t->strides))) != NULL;
-    for (int i = 0; i < 2; i++) {
+    if (ok && o->quant)
+        ok = (more[2] = Py_BuildValue("(sO)", "quantization", o->quant)) != NULL;
+    for (int i = 0; i < 3; i++) {
         if (ok && more[i]) ok = PyList_Append(list, more[i]) == 0;
         Py_XDECREF(more[i]);
     }
@@ -475,6 +483,12 @@ static PyMethodDef tensor_methods[] = {
     {"contiguous", ane_py_tensor_contiguous, METH_NOARGS,
      PyDoc_STR("contiguous() -> Tensor\n\nself where it is row-major without gaps, else a "
                "copy that is.")},
+    {"dequantize", KEYWORDS(ane_py_tensor_dequantize),
+     PyDoc_STR("dequantize(dtype=\"float32\", mem=None) -> Tensor\n\nscale * (stored - "
+               "zero_point) in a new tensor of a float type, by t.quantization; rounded once for "
+               "integers of 8 and 16 bits.\n\nRaises ValueError where there is no quantization, "
+               "TypeError for other types.\n\n"
+               ">>> t.quantization = Quantization(0.5, zero_point=3)\n>>> t.dequantize()")},
     {"reshape", KEYWORDS(ane_py_tensor_reshape),
      PyDoc_STR("reshape(*shape) -> Tensor\n\nThe same elements and memory in another shape; "
                "one dimension may be -1.\n\nRaises ValueError when the counts differ, or when "
@@ -517,6 +531,9 @@ static PyGetSetDef tensor_getset[] = {
      PyDoc_STR("Bytes from the start of fileno()'s file to the first element."), NULL},
     {"format", ane_py_tensor_format, NULL,
      PyDoc_STR("The image format, or None. Views have none."), NULL},
+    {"quantization", ane_py_tensor_get_quant, ane_py_tensor_set_quant,
+     PyDoc_STR("The Quantization that says what the integers stand for, or None. Views keep "
+               "what of it concerns them; copies into the tensor leave it alone."), NULL},
     {"fourcc", ane_py_tensor_fourcc, NULL,
      PyDoc_STR("IOSurface's code of the image format, or None."), NULL},
     {"iosurface_id", ane_py_tensor_iosurface_id, NULL,
@@ -589,6 +606,6 @@ ane_py_state *ane_py_state_by_type(PyTypeObject *type) {
 int ane_py_add_tensor(PyObject *module, ane_py_state *st) {
     st->tensor_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &tensor_spec, NULL);
     if (!st->tensor_type || PyModule_AddType(module, st->tensor_type) < 0) return -1;
-    if (ane_py_add_map(module, st) < 0 || ane_py_add_pool(module, st) < 0) return -1;
+    if (ane_py_add_quant(module, st) < 0 || ane_py_add_map(module, st) < 0 || ane_py_add_pool(module, st) < 0) return -1;
     return ane_py_add_images(module);
 }

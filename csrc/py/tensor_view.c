@@ -57,7 +57,13 @@ static int read_key(PyObject *key, item *items, int *n) {
     return 0;
 }
 
-static int apply(const ane_tensor *t, const item *items, int n, ane_tensor *out) {
+/* What became of one axis: start, start + step, ... along another, or one element (to -1). */
+typedef struct traced {
+    int axis, to;
+    int64_t start, step, n;
+} traced;
+
+static int apply(const ane_tensor *t, const item *items, int n, ane_tensor *out, traced *tr) {
     int used = 0, rests = 0;
     for (int i = 0; i < n; i++) {
         used += items[i].kind == ITEM_INT || items[i].kind == ITEM_SLICE;
@@ -88,6 +94,8 @@ static int apply(const ane_tensor *t, const item *items, int n, ane_tensor *out)
             v.strides[v.rank++] = 0;
         } else if (it.kind == ITEM_REST) {
             for (int k = 0; k < copies; k++, axis++, v.rank++) {
+                if (axis == tr->axis)
+                    *tr = (traced){axis, v.rank, 0, 1, t->shape[axis]};
                 v.shape[v.rank] = t->shape[axis];
                 v.strides[v.rank] = t->strides[axis];
             }
@@ -100,9 +108,11 @@ static int apply(const ane_tensor *t, const item *items, int n, ane_tensor *out)
                              it.start, axis, (long long)size);
                 return -1;
             }
+            if (axis == tr->axis) *tr = (traced){axis, -1, at, 1, 1};
             v.offset += (size_t)(at * t->strides[axis++]);
         } else {
             int64_t len = PySlice_AdjustIndices(t->shape[axis], &it.start, &it.stop, it.step);
+            if (axis == tr->axis) *tr = (traced){axis, v.rank, it.start, it.step, len};
             v.shape[v.rank] = len;
             /* The start of an empty slice may lie outside; a step that is never taken may
              * overflow. */
@@ -115,14 +125,33 @@ static int apply(const ane_tensor *t, const item *items, int n, ane_tensor *out)
     return 0;
 }
 
+/* The whole of the axis that q's scales go along, where it is. */
+static traced whole_axis(PyObject *q, const ane_tensor *t) {
+    int axis = ane_py_quant_axis(q);
+    return (traced){axis, axis, 0, 1, axis < 0 ? 1 : t->shape[axis]};
+}
+
+/* view, or NULL where it is NULL or has no memory for its quantization. */
+static PyObject *with_quant(PyObject *view, PyObject *q, const traced *tr) {
+    if (view && ane_py_quant_give(view, q, tr->to, tr->start, tr->step, tr->n) < 0)
+        Py_CLEAR(view);
+    return view;
+}
+
+static PyObject *indexed(PyObject *self, const ane_tensor *t, const item *items, int n) {
+    ane_tensor v;
+    PyObject *q = ANE_TENSOR(self)->quant;
+    traced tr = {.axis = ane_py_quant_axis(q)};
+    if (apply(t, items, n, &v, &tr) < 0) return NULL;
+    return with_quant(ane_py_tensor_new(ANE_TENSOR(self)->st, &v), q, &tr);
+}
+
 PyObject *ane_py_tensor_subscript(PyObject *self, PyObject *key) {
     item items[MAX_ITEMS];
     int n;
-    ane_tensor v;
     if (read_key(key, items, &n) < 0) return NULL;
     const ane_tensor *t = ane_py_open(self, "getitem");
-    if (!t || apply(t, items, n, &v) < 0) return NULL;
-    return ane_py_tensor_new(ANE_TENSOR(self)->st, &v);
+    return t ? indexed(self, t, items, n) : NULL;
 }
 
 int ane_py_tensor_assign(PyObject *self, PyObject *key, PyObject *value) {
@@ -151,10 +180,8 @@ PyObject *ane_py_tensor_batch(PyObject *self, PyObject *arg) {
                      count);
         return NULL;
     }
-    ane_tensor v;
     item it = {.kind = ITEM_INT, .start = n};
-    if (apply(t, &it, 1, &v) < 0) return NULL;
-    return ane_py_tensor_new(ANE_TENSOR(self)->st, &v);
+    return indexed(self, t, &it, 1);
 }
 
 /* ---------------------------------------------------------------- shape */
@@ -255,7 +282,10 @@ METHOD(ane_py_tensor_reshape) {
                                           "t.contiguous().reshape(...)");
         return NULL;
     }
-    return ane_py_tensor_new(ANE_TENSOR(self)->st, &v);
+    PyObject *view = ane_py_tensor_new(ANE_TENSOR(self)->st, &v);
+    if (view && ane_py_quant_reshape(view, ANE_TENSOR(self)->quant, t, rank, dims) < 0)
+        Py_CLEAR(view);
+    return view;
 }
 
 METHOD(ane_py_tensor_view_method) {
@@ -277,7 +307,7 @@ METHOD(ane_py_tensor_view_method) {
     ane_error err = {0};
     if (ane_shape_size(d, rank, dims, &bytes, &err))
         return ane_py_raise(ANE_TENSOR(self)->st, &err);
-    if (offset < 0 || (size_t)offset % unit || (uintptr_t)(t->offset + (size_t)offset) % unit) {
+    if (offset < 0 || (size_t)offset % unit || (t->offset + (size_t)offset) % unit) {
         PyErr_Format(PyExc_ValueError,
                      "[view] byte offset %zd (behind %zu of this tensor in the surface) is negative "
                      "or not a multiple of %zu, the size of %s",
@@ -286,14 +316,19 @@ METHOD(ane_py_tensor_view_method) {
     }
     if (__builtin_add_overflow((size_t)offset, bytes, &end) || end > capacity) {
         PyErr_Format(PyExc_ValueError,
-                     "[view] %zu bytes at offset %zd do not fit the capacity of %zu bytes",
+                     "[view] region out of bounds: %zu bytes at offset %zd do not fit the "
+                     "capacity of %zu bytes",
                      bytes, offset, capacity);
         return NULL;
     }
     ane_tensor v;
     if (ane_tensor_init(&v, t->surface, t->offset + (size_t)offset, d, rank, dims, &err))
         return ane_py_raise(ANE_TENSOR(self)->st, &err);
-    return ane_py_tensor_new(ANE_TENSOR(self)->st, &v);
+    PyObject *view = ane_py_tensor_new(ANE_TENSOR(self)->st, &v), *q = ANE_TENSOR(self)->quant;
+    /* Bytes from anywhere: of the channels nothing is known. */
+    if (view && q && d == t->dtype && ane_py_quant_axis(q) < 0)
+        ANE_TENSOR(view)->quant = Py_NewRef(q);
+    return view;
 }
 
 METHOD(ane_py_tensor_permute) {
@@ -308,6 +343,8 @@ METHOD(ane_py_tensor_permute) {
         return NULL;
     }
     ane_tensor v = *t;
+    PyObject *q = ANE_TENSOR(self)->quant;
+    traced tr = whole_axis(q, t);
     unsigned seen = 0;
     for (int i = 0; i < n; i++) {
         int64_t a = axes[i] < 0 ? axes[i] + n : axes[i];
@@ -320,8 +357,9 @@ METHOD(ane_py_tensor_permute) {
         seen |= 1u << a;
         v.shape[i] = t->shape[a];
         v.strides[i] = t->strides[a];
+        if (a == tr.axis) tr.to = i;
     }
-    return ane_py_tensor_new(ANE_TENSOR(self)->st, &v);
+    return with_quant(ane_py_tensor_new(ANE_TENSOR(self)->st, &v), q, &tr);
 }
 
 PyObject *ane_py_tensor_transposed(PyObject *self, void *closure) {
@@ -329,10 +367,13 @@ PyObject *ane_py_tensor_transposed(PyObject *self, void *closure) {
     const ane_tensor *t = ane_py_open(self, "t");
     if (!t) return NULL;
     ane_tensor v = *t;
+    PyObject *q = ANE_TENSOR(self)->quant;
+    traced tr = whole_axis(q, t);
     if (v.rank >= 2) {
         int a = v.rank - 2, b = v.rank - 1;
         v.shape[a] = t->shape[b], v.strides[a] = t->strides[b];
         v.shape[b] = t->shape[a], v.strides[b] = t->strides[a];
+        tr.to = tr.axis == a ? b : tr.axis == b ? a : tr.axis;
     }
-    return ane_py_tensor_new(ANE_TENSOR(self)->st, &v);
+    return with_quant(ane_py_tensor_new(ANE_TENSOR(self)->st, &v), q, &tr);
 }
