@@ -194,15 +194,23 @@ static long escape(const char **p, const char *end) {
     return 0x10000 + ((hi - 0xd800) << 10) + (lo - 0xdc00);
 }
 
-/* Are these eight bytes all plain: ASCII from the space on, neither quote nor backslash? */
-static bool plain8(const char *p) {
+/* How many of these eight bytes are plain (ASCII from the space on, neither quote nor
+ * backslash) before the first that is not. */
+static size_t plain8(const char *p) {
     const uint64_t ones = UINT64_MAX / 255;
     uint64_t x, quote, slash;
     memcpy(&x, p, sizeof x);
     quote = x ^ ones * '"', slash = x ^ ones * '\\';
-    /* A byte below k leaves its top bit set after - k, where it was not set before. */
-    return !((x | ((x - ones * 0x20) & ~x) | ((quote - ones) & ~quote) |
-              ((slash - ones) & ~slash)) & ones * 0x80);
+    /* A byte below k leaves its top bit set after - k, where it was not set before; what it
+     * borrows may mark bytes above it, but none below. */
+    uint64_t odd = (x | ((x - ones * 0x20) & ~x) | ((quote - ones) & ~quote) |
+                    ((slash - ones) & ~slash)) & ones * 0x80;
+    if (!odd) return sizeof x;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    return (size_t)__builtin_ctzll(odd) / 8;
+#else
+    return 0;
+#endif
 }
 
 bool ane_json_string(ane_json *r, ane_json_str *out) {
@@ -214,7 +222,7 @@ bool ane_json_string(ane_json *r, ane_json_str *out) {
     char scratch[4];
     for (;;) {
         const char *from = p;           /* plain ASCII, which is nearly everything */
-        while (r->end - p >= 8 && plain8(p)) p += 8;
+        for (size_t k = 8; k == 8 && r->end - p >= 8; p += k) k = plain8(p);
         while (p < r->end && (unsigned char)(*p - 0x20) < 0x60 && *p != '"' && *p != '\\') p++;
         n += (size_t)(p - from);
         if (p >= r->end) {
@@ -270,10 +278,7 @@ char *ane_json_dup(ane_arena *a, const ane_json_str *s) {
     return p;
 }
 
-bool ane_json_is(const ane_json_str *s, const char *text) {
-    /* What is written has no NUL, so a shorter text ends the comparison. */
-    if (s->n == s->raw) return !strncmp(s->at, text, s->n) && !text[s->n];
-    if (s->n != strlen(text)) return false;
+bool ane__json_is_escaped(const ane_json_str *s, const char *text) {
     const char *p = s->at, *end = s->at + s->raw;
     char one[4];
     while (p < end) {

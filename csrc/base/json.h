@@ -17,6 +17,8 @@
 
 #include "mem.h"
 
+#include <string.h>
+
 #define ANE_JSON_DEPTH 64
 
 typedef enum ane_json_kind {
@@ -68,8 +70,13 @@ bool ane_json_end(ane_json *r);
 void ane_json_decode(const ane_json_str *s, char *dst);
 /* Decoded, NUL-terminated; NULL without memory. */
 char *ane_json_dup(ane_arena *a, const ane_json_str *s);
-/* Equal to a NUL-terminated text, decoded. */
-bool ane_json_is(const ane_json_str *s, const char *text);
+bool ane__json_is_escaped(const ane_json_str *s, const char *text);
+/* Equal to a NUL-terminated text, decoded. Here, so that the length of a literal is known. */
+static inline bool ane_json_is(const ane_json_str *s, const char *text) {
+    size_t n = strlen(text);
+    if (s->n != n) return false;
+    return s->n == s->raw ? !memcmp(s->at, text, n) : ane__json_is_escaped(s, text);
+}
 
 /* Strict UTF-8 without NUL; also for names in binary files. */
 bool ane_utf8_valid(const char *s, size_t n);

@@ -46,37 +46,50 @@ bool ane__weight_add_meta(ane_weight_file *f, const char *key, const char *value
     return true;
 }
 
-static int by_name(const void *a, const void *b) {
-    return strcmp((*(const ane_weight *const *)a)->name, (*(const ane_weight *const *)b)->name);
+/* FNV-like over eight bytes at a time, started where this table lies: a file cannot know which
+ * names will meet. */
+static size_t hash(const ane_weight_file *f, const char *name, size_t n) {
+    const uint64_t prime = 0x9e3779b97f4a7c15u;
+    uint64_t h = (uint64_t)(uintptr_t)f->index ^ n * prime, x;
+    for (; n >= sizeof x; n -= sizeof x, name += sizeof x) {
+        memcpy(&x, name, sizeof x);
+        h = (h ^ x) * prime;
+        h ^= h >> 29;
+    }
+    for (; n; n--) h = (h ^ (unsigned char)*name++) * prime;
+    h *= prime;
+    return (size_t)(h ^ h >> 32);
 }
 
-ane_status ane__weight_sort(ane_weight_file *f, ane_error *err) {
-    const ane_weight **order = ane_malloc(f->n * sizeof *order);
-    f->sorted = ane_malloc(f->n * sizeof *f->sorted);
-    ane_status st = order && f->sorted ? ANE_OK : ane__weight_no_memory(f->path, err);
-    for (size_t i = 0; !st && i < f->n; i++) order[i] = &f->entries[i];
-    if (!st) qsort(order, f->n, sizeof *order, by_name);
-    for (size_t i = 0; !st && i < f->n; i++) {
-        if (i && !strcmp(order[i - 1]->name, order[i]->name))
-            st = ane_fail(err, ANE_ERR_PARSE, "'%s': the tensor name '%.200s' is there twice",
-                          f->path, order[i]->name);
-        f->sorted[i] = (size_t)(order[i] - f->entries);
+/* The place of name in the index: an entry's, or a free one. */
+static uint32_t *place_of(const ane_weight_file *f, const char *name) {
+    size_t at = hash(f, name, strlen(name));
+    for (;; at++) {
+        uint32_t *p = &f->index[at & f->index_mask];
+        if (!*p || !strcmp(f->entries[*p - 1].name, name)) return p;
     }
-    ane_free(order);
-    return st;
+}
+
+ane_status ane__weight_index(ane_weight_file *f, ane_error *err) {
+    size_t places = 4, bytes;
+    if (f->n >= UINT32_MAX / 2) return ane__weight_no_memory(f->path, err);
+    while (places < 2 * f->n) places *= 2;
+    f->index = ane_mul_size(places, sizeof *f->index, &bytes) ? ane_calloc(1, bytes) : NULL;
+    if (!f->index) return ane__weight_no_memory(f->path, err);
+    f->index_mask = places - 1;
+    for (size_t i = 0; i < f->n; i++) {
+        uint32_t *p = place_of(f, f->entries[i].name);
+        if (*p)
+            return ane_fail(err, ANE_ERR_PARSE, "'%s': the tensor name '%.200s' is there twice",
+                            f->path, f->entries[i].name);
+        *p = (uint32_t)i + 1;
+    }
+    return ANE_OK;
 }
 
 const ane_weight *ane__weight_find(const ane_weight_file *f, const char *name) {
-    size_t lo = 0, hi = f->sorted ? f->n : 0;
-    while (lo < hi) {
-        size_t mid = lo + (hi - lo) / 2;
-        const ane_weight *w = &f->entries[f->sorted[mid]];
-        int c = strcmp(w->name, name);
-        if (!c) return w;
-        if (c < 0) lo = mid + 1;
-        else hi = mid;
-    }
-    return NULL;
+    uint32_t at = f->index ? *place_of(f, name) : 0;
+    return at ? &f->entries[at - 1] : NULL;
 }
 
 const char *ane__weight_at(const ane_weight_file *f, unsigned shard, size_t offset,
@@ -94,7 +107,7 @@ static void destroy(ane_weight_file *f) {
     for (size_t i = 0; i < f->n_shards; i++) ane_mapping_release(f->shards[i]);
     ane_free(f->shards);
     ane_free(f->entries);
-    ane_free(f->sorted);
+    ane_free(f->index);
     ane_free(f->meta);
     ane_arena_destroy(f->arena);
     ane_free(f);
@@ -138,7 +151,7 @@ static ane_status open_manifest(const char *bin, const char *json, ane_weight_fi
                                 ane_mapping_bytes(text), json,
                                 ane_mapping_bytes(f->shards[0]), err);
     }
-    if (!st) st = ane__weight_sort(f, err);
+    if (!st) st = ane__weight_index(f, err);
     ane_mapping_release(text);
     if (st && f) destroy(f);
     if (!st) *out = f;
@@ -176,7 +189,7 @@ static ane_status apply_index(ane_weight_file *f, ane_weight_index *x, ane_error
         if (p && p->file == f->entries[i].shard) f->entries[kept++] = f->entries[i];
     }
     f->n = kept;
-    ane_status st = ane__weight_sort(f, err);
+    ane_status st = ane__weight_index(f, err);
     for (size_t i = 0; !st && i < x->n_places; i++)
         if (!ane__weight_find(f, x->places[i].name))
             st = ane_fail(err, ANE_ERR_PARSE, "'%s': tensor '%.200s' is not in '%s'", f->path,
@@ -267,7 +280,7 @@ ane_status ane_weight_open(const char *path, const char *manifest, ane_weight_fi
         f->format = "safetensors";
         st = ane__safetensors_read(f, base, n, path, 0, err);
     }
-    if (!st) st = ane__weight_sort(f, err);
+    if (!st) st = ane__weight_index(f, err);
     if (st) goto fail;
     *out = f;
     return ANE_OK;

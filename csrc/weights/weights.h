@@ -66,7 +66,8 @@ struct ane_weight_file {
     size_t n_shards;
     ane_weight *entries;        /* in file order; growable until finished */
     size_t n, capacity;
-    size_t *sorted;             /* by name */
+    uint32_t *index;            /* of names: hashed, 1 + the entry; 0: free */
+    size_t index_mask;
     ane_weight_meta *meta;
     size_t n_meta, cap_meta;
 };
@@ -74,8 +75,8 @@ struct ane_weight_file {
 /* A fresh entry at the end of the list, zeroed; NULL without memory. */
 ane_weight *ane__weight_add(ane_weight_file *f);
 bool ane__weight_add_meta(ane_weight_file *f, const char *key, const char *value);
-/* Sorts by name; fails on a name that is there twice. */
-ane_status ane__weight_sort(ane_weight_file *f, ane_error *err);
+/* Makes the names findable; fails on one that is there twice. */
+ane_status ane__weight_index(ane_weight_file *f, ane_error *err);
 const ane_weight *ane__weight_find(const ane_weight_file *f, const char *name);
 /* The name of the first entry that has bytes in the range; NULL: none. */
 const char *ane__weight_at(const ane_weight_file *f, unsigned shard, size_t offset,
