@@ -382,6 +382,55 @@ def test_sub_byte_lists(dtype: str) -> None:
         assert value_of(str(want), f"tensor<{dtype}, [{n}]>").tolist() == want
 
 
+def list_of(tokens: list[str], dtype: str, between: str) -> str:
+    tensor = f"tensor<{dtype}, [{len(tokens)}]>"
+    return body(f'{tensor} c = const()[name = string("c"), val = {tensor}([{between.join(tokens)}])];{" " * 60}',
+                outputs="c")
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32", "fp64", "bf16", "fp8e4m3fn", "fp8e5m2", "int8", "uint8", "int16",
+                                   "uint16", "int32", "uint32", "int64", "uint64", "bool"])
+def test_long_lists_read_as_single_tokens_do(dtype: str) -> None:
+    """Numbers in a row are read in one go; a comment behind each makes it a token by itself."""
+    rng = random.Random(dtype)
+    if dtype == "bool":
+        tokens = [rng.choice(["true", "false"]) for _ in range(200)]
+    elif "int" in dtype:
+        bits, low = int(dtype.lstrip("uint")), -1 if dtype[0] == "i" else 0
+        lo, hi = low * 2**(bits - 1), 2**(bits + low) - 1
+        tokens = [str(v) for v in (lo, hi, 0, *(rng.randint(lo, hi) for _ in range(200)))] + ["+1", "-0", "007"]
+    else:
+        tokens = ["0", "-0", "1.", "+2.5", "0x1p0", "0X1.8P+3", "0x.8p1", "-0x0p+0", "1e2", "1.5E-3", "0x1p-30",
+                  "0.1234567890123456789", "123456789012345678.9", "0x1.0123456789abcdefp+2", "0x8p-0002",
+                  "00000000000000000000001.5", "0x1p-1070", "0.3333333333333333", "0." + "0" * 30 + "1"]
+        if dtype != "fp8e4m3fn":
+            tokens += ["inf", "-inf", "nan", "-nan", "+inf"]
+        tokens += awkward_decimals(dtype, rng)[:100] if dtype in ("fp16", "fp32", "fp64") else []
+        tokens += [f"0x{rng.choice('01')}.{rng.getrandbits(8 * rng.randint(1, 6)):x}p{rng.randint(-12, 6):+d}" for _ in range(200)]
+        tokens += [f"{rng.uniform(-99, 99):.{rng.randint(0, 9)}f}" for _ in range(200)]
+    rng.shuffle(tokens)
+    want = parse(list_of(tokens, dtype, "//\n,"))
+    for between in (", ", ",", ",\n", " ,\t", "\r\n,  "):
+        assert parse(list_of(tokens, dtype, between)) == want
+
+
+@pytest.mark.parametrize("bad", ["1x", "0x1", "1.0.0", "-", "1e", "true", "'", '"1"', "tensor", "1 2", "/*"])
+@pytest.mark.parametrize("dtype", ["int32", "fp8e4m3fn", "bool"])
+def test_errors_in_long_lists_say_where(dtype: str, bad: str) -> None:
+    """The same message and place, however the list is laid out up to there."""
+    good, seen = "false" if dtype == "bool" else "1", []
+    if dtype == "bool" and bad == "true":
+        bad = "truee"
+    for between in (", ", ",//\n"):
+        tokens = [good] * 30 + [f"\n\n   {bad}"] + [good] * 30
+        text = list_of(tokens, dtype, between)
+        with pytest.raises(MILError) as e:
+            parse(text)
+        line = text[:text.index(f"   {bad}")].count("\n") + 1
+        seen.append((e.value.lineno - line, e.value.offset, e.value.msg.rpartition(":")[2]))
+    assert seen[0] == seen[1] and seen[0][0] == 0 and seen[0][1] in (4, 6)
+
+
 def test_shapes_of_lists() -> None:
     assert value_of("[[[1, 2]], [[3, 4]]]", "tensor<int32, [2, 1, 2]>").tolist() == [[[1, 2]], [[3, 4]]]
     assert value_of("[]", "tensor<fp32, [0]>").shape == (0,)

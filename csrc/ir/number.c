@@ -9,15 +9,13 @@ typedef struct format {
     bool has_inf;
 } format;
 
-static format format_of(ane_dtype d) {
-    switch (d) {
-    case ANE_F16: return (format){10, 15, 15, 16, true};
-    case ANE_BF16: return (format){7, 127, 127, 16, true};
-    case ANE_F64: return (format){52, 1023, 1023, 64, true};
-    case ANE_F8E4M3: return (format){3, 7, 8, 8, false};
-    case ANE_F8E5M2: return (format){2, 15, 15, 8, true};
-    default: return (format){23, 127, 127, 32, true};
-    }
+static const format *format_of(ane_dtype d) {
+    static const format formats[ANE_DTYPE_COUNT] = {
+        [ANE_F16] = {10, 15, 15, 16, true},     [ANE_F32] = {23, 127, 127, 32, true},
+        [ANE_F64] = {52, 1023, 1023, 64, true}, [ANE_BF16] = {7, 127, 127, 16, true},
+        [ANE_F8E4M3] = {3, 7, 8, 8, false},     [ANE_F8E5M2] = {2, 15, 15, 8, true},
+    };
+    return &formats[d];
 }
 
 bool ane__is_float(ane_dtype d) {
@@ -196,6 +194,17 @@ static uint64_t normalize128(u128 v, long *e, bool *sticky) {
     return m;
 }
 
+/* d * 10^e10 of d > 0 and |e10| <= 19. */
+static uint64_t decimal_fast(uint64_t d, int e10, long *e, bool *sticky) {
+    if (e10 >= 0) return normalize128((u128)d * POW10[e10], e, sticky);
+    /* (d << 64) / 10^k keeps at least 64 bits of the quotient after the shift of d. */
+    int z = __builtin_clzll(d);
+    u128 num = (u128)(d << z) << 64, q = num / POW10[-e10];
+    *sticky = q * POW10[-e10] != num;
+    *e = -64 - z;
+    return normalize128(q, e, sticky);
+}
+
 static bool digit(char c) { return c >= '0' && c <= '9'; }
 
 /* Exponent digits, clamped far beyond every format. */
@@ -245,25 +254,20 @@ static uint64_t read_decimal(const char *s, const char *end, long *e, bool *stic
     if (n <= 19 && !tail && e10 >= -19 && e10 <= 19) {
         uint64_t d = 0;
         for (int i = 0; i < n; i++) d = d * 10 + (uint64_t)(digits[i] - '0');
-        if (e10 >= 0) return normalize128((u128)d * POW10[e10], e, sticky);
-        /* (d << 64) / 10^k keeps at least 64 bits of the quotient after the shift of d. */
-        int z = __builtin_clzll(d);
-        u128 num = (u128)(d << z) << 64, q = num / POW10[-e10];
-        *sticky = q * POW10[-e10] != num;
-        *e = -64 - z;
-        return normalize128(q, e, sticky);
+        return decimal_fast(d, (int)e10, e, sticky);
     }
     return decimal_slow(digits, n, tail, e10, e, sticky);
 }
 
 /* ---------------------------------------------------------------- hex */
 
-static int hex_digit(char c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    return -1;
-}
+/* One more than the value; 0: no hex digit. */
+static const unsigned char hex_values[256] = {
+    ['0'] = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
+    ['A'] = 11, 12, 13, 14, 15, 16,
+    ['a'] = 11, 12, 13, 14, 15, 16,
+};
+static int hex_digit(char c) { return hex_values[(unsigned char)c] - 1; }
 
 static uint64_t read_hex(const char *s, const char *end, long *e, bool *sticky) {
     uint64_t m = 0;
@@ -295,7 +299,7 @@ static uint64_t read_hex(const char *s, const char *end, long *e, bool *sticky) 
 
 void ane__number_float(const char *s, size_t n, ane_dtype dtype, uint64_t *bits,
                        bool *overflow) {
-    format f = format_of(dtype);
+    format f = *format_of(dtype);
     const char *end = s + n;
     bool minus = *s == '-', sticky;
     if (*s == '-' || *s == '+') s++;
@@ -314,6 +318,93 @@ void ane__number_float(const char *s, size_t n, ane_dtype dtype, uint64_t *bits,
         v = round_bits(m, e, sticky, &f, overflow);
     }
     *bits = v | (uint64_t)minus << (f.bits - 1);
+}
+
+/* ---------------------------------------------------------------- common forms */
+
+#define SCAN_BYTES 40                   /* no form is longer: checked once, not at each byte */
+
+static bool is_integer_signed(ane_dtype d) {
+    return d == ANE_I8 || d == ANE_I16 || d == ANE_I32 || d == ANE_I64;
+}
+
+/* Up to 15 hex digits: "1.8p+3" behind the 0x. */
+static const char *scan_hex(const char *p, uint64_t *m, long *e) {
+    int n = 0, d;
+    *m = 0;
+    *e = 0;
+    for (; (d = hex_digit(*p)) >= 0 && n < 15; p++, n++) *m = *m << 4 | (uint64_t)d;
+    if (*p == '.')
+        for (p++; (d = hex_digit(*p)) >= 0 && n < 15; p++, n++) {
+            *m = *m << 4 | (uint64_t)d;
+            *e -= 4;
+        }
+    if (!n || (*p | 32) != 'p') return NULL;
+    const char *sign = ++p;
+    if (*p == '-' || *p == '+') p++;
+    const char *digits = p;
+    long v = 0;
+    while (digit(*p) && p - digits < 4) v = v * 10 + (*p++ - '0');
+    if (p == digits) return NULL;
+    *e += *sign == '-' ? -v : v;
+    if (!*m) return p;
+    int z = __builtin_clzll(*m);
+    *m <<= z;
+    *e -= z;
+    return p;
+}
+
+/* Up to 18 digits and no exponent. */
+static const char *scan_decimal(const char *p, uint64_t *m, long *e, bool *sticky) {
+    int n = 0, fraction = 0;
+    uint64_t v = 0;
+    for (; digit(*p) && n < 18; p++, n++) v = v * 10 + (uint64_t)(*p - '0');
+    if (!n) return NULL;
+    if (*p == '.')
+        for (p++; digit(*p) && n < 18; p++, n++, fraction++)
+            v = v * 10 + (uint64_t)(*p - '0');
+    *e = 0;
+    *m = v ? decimal_fast(v, -fraction, e, sticky) : 0;
+    return p;
+}
+
+static const char *scan_float(const char *p, const format *f, uint64_t *bits) {
+    uint64_t m;
+    long e;
+    bool sticky = false, overflow = false;
+    if (digit(*p)) {
+        p = p[0] == '0' && (p[1] | 32) == 'x' ? scan_hex(p + 2, &m, &e)
+                                               : scan_decimal(p, &m, &e, &sticky);
+        if (!p) return NULL;
+        *bits = round_bits(m, e, sticky, f, &overflow);
+        return overflow ? NULL : p;
+    }
+    if (!f->has_inf || (memcmp(p, "inf", 3) && memcmp(p, "nan", 3))) return NULL;
+    *bits = *p == 'i' ? infinity_bits(f) : nan_bits(f);
+    return p + 3;
+}
+
+const char *ane__number_scan(const char *s, const char *end, ane_dtype dtype, uint64_t *bits) {
+    const char *p = s;
+    if (end - s < SCAN_BYTES) return NULL;
+    if (dtype == ANE_BOOL) {
+        *bits = *p == 't';
+        p = !memcmp(p, "true", 4) ? p + 4 : !memcmp(p, "false", 5) ? p + 5 : NULL;
+    } else if (ane__is_float(dtype)) {
+        const format *f = format_of(dtype);
+        bool minus = *p == '-';
+        if (minus || *p == '+') p++;
+        p = scan_float(p, f, bits);
+        if (p) *bits |= (uint64_t)minus << (f->bits - 1);
+    } else {
+        if (*p == '-' || *p == '+') p++;
+        while (digit(*p) && p - s < 18) p++;
+        if (!ane__number_int(s, (size_t)(p - s), ane_dtype_bits(dtype), is_integer_signed(dtype),
+                             bits))
+            return NULL;
+    }
+    if (!p) return NULL;
+    return *p == ',' || *p == ' ' || *p == ']' || *p == '\n' || *p == '\t' || *p == '\r' ? p : NULL;
 }
 
 bool ane__number_int(const char *s, size_t n, int width, bool is_signed, uint64_t *bits) {
@@ -340,7 +431,7 @@ bool ane__number_int(const char *s, size_t n, int width, bool is_signed, uint64_
 }
 
 char *ane__number_text(uint64_t bits, ane_dtype dtype, char *buf) {
-    format f = format_of(dtype);
+    format f = *format_of(dtype);
     bool minus = bits >> (f.bits - 1) & 1;
     uint64_t abs = bits & (((uint64_t)1 << (f.bits - 1)) - 1);
     uint64_t frac = abs & (((uint64_t)1 << f.mantissa) - 1);

@@ -16,6 +16,10 @@ void ane__number_float(const char *s, size_t n, ane_dtype dtype, uint64_t *bits,
 /* Decimal integer token to two's complement; false when it is not an integer or does not
  * fit `width` bits. */
 bool ane__number_int(const char *s, size_t n, int width, bool is_signed, uint64_t *bits);
+/* The end of the number (or true, false) at s when it is in one of the common forms, in range,
+ * and directly followed by a blank, a comma or a closing bracket; NULL: ask the lexer, which
+ * knows all forms and what is wrong with the others. dtype has whole bytes. */
+const char *ane__number_scan(const char *s, const char *end, ane_dtype dtype, uint64_t *bits);
 /* "-0x1.8p+3" of an element's pattern, "inf", "nan"; canonical. buf holds 40 bytes. */
 #define ANE_NUMBER_TEXT 40
 char *ane__number_text(uint64_t bits, ane_dtype dtype, char *buf);

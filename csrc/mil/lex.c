@@ -78,6 +78,12 @@ static ane_status skip_blank(ane_lexer *lx) {
     return ANE_OK;
 }
 
+bool ane__lex_comma(ane_lexer *lx) {
+    if (skip_blank(lx) || lx->p == lx->end || *lx->p != ',') return false;
+    lx->p++;
+    return !skip_blank(lx);
+}
+
 static ane_status lex_string(ane_lexer *lx, ane_token *t) {
     const char *p = lx->p + 1;
     for (;;) {

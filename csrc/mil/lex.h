@@ -34,6 +34,8 @@ typedef struct ane_lexer {
 void ane__lex_init(ane_lexer *lx, const char *text, size_t n, const char *filename,
                    ane_error *err);
 ane_status ane__lex_next(ane_lexer *lx, ane_token *out);
+/* Steps over blanks, a comma and blanks; false, somewhere: there is none. */
+bool ane__lex_comma(ane_lexer *lx);
 /* The characters of a STRING token, escapes resolved, in the arena. */
 ane_status ane__lex_unescape(const ane_lexer *lx, const ane_token *t, ane_arena *arena,
                              char **out);

@@ -277,6 +277,37 @@ static ane_status parse_element(ane_parser *ps, elements *el) {
     return ane__parse_next(ps);
 }
 
+/* As many elements as are plain numbers, from the current token on: long lists are most of a
+ * text's bytes, and tokens of them most of its cost. *n counts them; none: nothing happened. */
+static ane_status plain_elements(ane_parser *ps, elements *el, int64_t *n) {
+    ane_dtype dtype = el->type->dtype;
+    size_t width = ane_dtype_size(dtype);
+    if (ps->has_ahead || !width || dtype == ANE_STRING) return ANE_OK;
+    const char *p = ps->tok.s;
+    ane_lexer at = ps->lx, ahead = at;  /* behind the last element; at the next */
+    int64_t before = *n;
+    uint64_t bits;
+    while ((p = ane__number_scan(p, at.end, dtype, &bits))) {
+        ane_status st = data_room(ps, 8);
+        if (st) return st;
+        memcpy(ps->data + ps->data_n, &bits, 8);        /* little-endian */
+        ps->data_n += width;
+        ++*n;
+        at = ahead;
+        at.p = p;
+        if (p[0] == ',' && p[1] == ' ') {
+            p += 2;
+            continue;
+        }
+        ahead = at;
+        if (!ane__lex_comma(&ahead)) break;
+        p = ahead.p;
+    }
+    ps->lx = at;
+    el->count += (size_t)(*n - before);
+    return *n > before ? ane__parse_next(ps) : ANE_OK;
+}
+
 static ane_status count_wrong(ane_parser *ps, const ane_token *open, const elements *el,
                               int level, int64_t got) {
     char a[ANE_TYPE_TEXT];
@@ -310,6 +341,9 @@ static ane_status parse_rows(ane_parser *ps, elements *el, int level, int64_t *d
             return ane__parse_fail(ps, &ps->tok, "the list nests deeper than the %d dimensions "
                                    "of %s", t->rank, ane_type_text(t, a, sizeof a));
         }
+        int64_t before = n;
+        if (last && (st = plain_elements(ps, el, &n))) return st;
+        if (n > before) continue;
         st = last ? parse_element(ps, el) : parse_rows(ps, el, level + 1, dims, false);
         if (st) return st;
         n++;
