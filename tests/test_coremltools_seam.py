@@ -177,11 +177,96 @@ def test_functions_of_a_model(installed, tmp_path):
         np.testing.assert_array_equal(compiled.predict({"x": x})["y"], x + 1)
 
 
+def test_devices(installed):
+    from coremltools.models.compute_device import MLComputeDevice, MLCPUComputeDevice
+
+    for found in (MLComputeDevice.get_all_compute_devices(),
+                  ct.models.MLModel.get_available_compute_devices()):
+        assert [type(d) for d in found] == [MLCPUComputeDevice]
+
+
+def test_structure(installed):
+    from coremltools.models.compute_plan import MLModelStructure
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(2, 3)), mb.TensorSpec(shape=(1,))])
+    def program(x, p):
+        both = mb.concat(values=[x, x], axis=0, name="both")
+        positive = mb.squeeze(x=mb.greater(x=p, y=np.float32(0)), name="positive")
+        return mb.cond(pred=positive, _true_fn=lambda: mb.exp(x=both, name="e"),
+                       _false_fn=lambda: mb.relu(x=both, name="r"), name="y")
+
+    model = ct.convert(program, convert_to="mlprogram", compute_precision=ct.precision.FLOAT32)
+    found = MLModelStructure.load_from_path(model.get_compiled_model_path())
+    assert found.neuralnetwork is None and found.pipeline is None
+    main = found.program.functions["main"]
+    assert [v.name for v in main.inputs] == ["x", "p"]
+    assert main.block.output_names == ["y"]
+    ops = {op.operator_name: op for op in main.block.operations}
+    assert [b.name for b in ops["concat"].inputs["values"].bindings] == ["x", "x"]
+    assert [v.name for v in ops["cond"].outputs] == ["y"]
+    for inner, kind in zip(ops["cond"].blocks, ("exp", "relu")):
+        assert [op.operator_name for op in inner.operations] == [kind]
+        assert inner.output_names == [inner.operations[0].outputs[0].name]
+    # An argument is a name, or a constant that has none.
+    for b in (b for op in ops.values() for a in op.inputs.values() for b in a.bindings):
+        assert (b.name is None) == (b.value is not None)
+
+
+def plan_of(program):
+    from coremltools.models.compute_plan import MLComputePlan
+
+    model = ct.convert(program, convert_to="mlprogram", compute_precision=ct.precision.FLOAT32)
+    plan = MLComputePlan.load_from_path(model.get_compiled_model_path(),
+                                        compute_units=ct.ComputeUnit.CPU_AND_NE)
+    return plan, plan.model_structure.program.functions["main"].block.operations
+
+
+def test_compute_plan(installed):
+    from coremltools.models.compute_device import MLCPUComputeDevice
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(256, 256))])
+    def program(x):
+        y = mb.matmul(x=x, y=x, name="heavy")
+        y = mb.add(x=y, y=y, name="light")
+        return mb.add(x=y, y=x, name="three")
+
+    plan, ops = plan_of(program)
+    weights = {}
+    for op in ops:
+        usage = plan.get_compute_device_usage_for_mlprogram_operation(op)
+        cost = plan.get_estimated_cost_for_mlprogram_operation(op)
+        if op.operator_name == "const":
+            assert usage is None and cost is None
+            continue
+        assert isinstance(usage.preferred_compute_device, MLCPUComputeDevice)
+        assert len(usage.supported_compute_devices) == 1
+        weights[op.outputs[0].name] = cost.weight
+    assert sum(weights.values()) == pytest.approx(1)
+    # 2*256^3 FLOPs at 16 to a byte against two and three matrices moved.
+    assert weights["heavy"] / weights["light"] == pytest.approx(2 * 256**3 / 16 / (2 * 4 * 256**2))
+    assert weights["three"] / weights["light"] == pytest.approx(3 / 2)
+    other, _ = plan_of(program)
+    assert other.get_estimated_cost_for_mlprogram_operation(ops[-1]) is None
+
+
+def test_compute_plan_of_flexible_shapes(installed):
+    """Where it runs is known, what it weighs is not."""
+    from coremltools.converters.mil.mil import get_new_symbol
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(2, get_new_symbol()))])
+    def program(x):
+        return mb.exp(x=x, name="y")
+
+    plan, ops = plan_of(program)
+    assert plan.get_compute_device_usage_for_mlprogram_operation(ops[-1]) is not None
+    assert plan.get_estimated_cost_for_mlprogram_operation(ops[-1]) is None
+
+
 def test_uninstall_restores_everything():
     from coremltools import _deps
-    from coremltools.models import _compiled_model, model, utils
+    from coremltools.models import _compiled_model, compute_device, compute_plan, model, utils
 
-    modules = (_deps, _compiled_model, model, utils)
+    modules = (_deps, _compiled_model, compute_device, compute_plan, model, utils)
     before = [dict(vars(m)) for m in modules], dict(sys.modules)
     anetorch.coreml.install()
     assert vars(model)["_MLModelProxy"] is not None
