@@ -4,6 +4,7 @@
 #include "base/sync.h"
 #include "ir/ops.h"
 #include "kernels/kernels.h"
+#include "pass/memplan.h"
 #include "program.h"
 #include "train/train.h"
 #include "weights/blob.h"
@@ -30,6 +31,7 @@
     X(ane_json_decode)                                                                 \
     /* the rest */                                                                     \
     X(ane_mem_fail_after)                                                              \
+    X(ane_memplan)                                                                     \
     X(ane_shadow_create)                                                               \
     X(ane_shadow_destroy)                                                              \
     X(ane_shadow_write)                                                                \

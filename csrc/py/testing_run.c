@@ -1,8 +1,9 @@
-/* _core._testing.eval_pipeline: a pipeline in doubles. */
+/* _core._testing.eval_pipeline: a pipeline in doubles; memplan: lifetimes to offsets. */
 #include "run.h"
 
 #include "testing.h"
 
+#include "../pass/memplan.h"
 #include "../program.h"
 
 static PyObject *dense(PyObject *obj) {
@@ -73,7 +74,38 @@ done:
     return result;
 }
 
+static PyObject *py_memplan(PyObject *self, PyObject *arg) {
+    PyObject *result = NULL, *rows = PySequence_Tuple(arg);
+    Py_ssize_t n = rows ? PyTuple_Size(rows) : 0;
+    ane_lifetime *items = PyMem_Calloc((size_t)n + 1, sizeof *items);
+    (void)self;
+    if (!rows || !items) goto done;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        Py_ssize_t bytes;
+        if (!PyArg_ParseTuple(PyTuple_GetItem(rows, i), "nii", &bytes, &items[i].first,
+                              &items[i].last))
+            goto done;
+        items[i].bytes = (size_t)bytes;
+    }
+    size_t total;
+    ane_error err = {0};
+    if (ANE_INTERNAL(ane_memplan)(items, (int)n, &total, &err)) {
+        PyErr_SetString(PyExc_MemoryError, err.message);
+        goto done;
+    }
+    PyObject *offsets = PyList_New(n);
+    for (Py_ssize_t i = 0; offsets && i < n; i++)
+        PyList_SetItem(offsets, i, PyLong_FromSize_t(items[i].offset));
+    result = offsets ? Py_BuildValue("(Nn)", offsets, (Py_ssize_t)total) : NULL;
+done:
+    PyMem_Free(items);
+    Py_XDECREF(rows);
+    return result;
+}
+
 static PyMethodDef methods[] = {
+    {"memplan", py_memplan, METH_O,
+     PyDoc_STR("memplan([(bytes, first, last), ...]) -> ([offset, ...], total)")},
     {"eval_pipeline", py_eval_pipeline, METH_VARARGS,
      PyDoc_STR("eval_pipeline(pipeline, [(Tensor, array), ...], [Tensor, ...]) -> [array]\n\n"
                "Evaluates the pipeline in doubles: every surface has a shadow of doubles that "

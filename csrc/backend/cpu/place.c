@@ -56,32 +56,43 @@ static ane_status constant(ane_planner *pl, const ane_value *v, ane_place *place
     return ANE_OK;
 }
 
-ane_status ane_plan_operand(ane_planner *pl, const ane_value *v, ane_view *out) {
+/* A value that shows what another holds, which is placed. */
+static ane_status shown(ane_planner *pl, const ane_value *v, const ane_view *x) {
     ane_place *place = &pl->places[v->id];
+    const ane_op *op = v->def;
     ane_status st = ANE_OK;
-    if (!place->placed && v->konst) st = constant(pl, v, place);
-    if (!place->placed && !st) {
-        const ane_op *op = v->def;
-        ANE_ASSERT(op);
-        ane_view x;
-        st = ane_plan_operand(pl, ane_op_in(op, "x"), &x);
-        if (st) return st;
-        if (pl->graph->folded[pl->graph->number[op->id]]) {
-            place->at = x;              /* the user converts */
-        } else {
-            ANE_ASSERT(ane_op_is_move(op));
-            bool view = !ane_env_flag(ANE_ENV_NO_VIEWS);
-            if (view) view = ane_move_view(op, v->def_index, &x, &place->at);
-            if (!view) {                /* rows that do not join: move them together */
-                ane_view dense;
-                st = ane_plan_temp(pl, &x, &dense);
-                if (!st) st = ane_plan_copy(pl, &dense, &x);
-                if (!st) ANE_ASSERT(ane_move_view(op, v->def_index, &dense, &place->at));
-            }
+    if (pl->graph->folded[pl->graph->number[op->id]]) {
+        place->at = *x;                 /* the user converts */
+    } else {
+        ANE_ASSERT(ane_op_is_move(op));
+        bool view = !ane_env_flag(ANE_ENV_NO_VIEWS);
+        if (view) view = ane_move_view(op, v->def_index, x, &place->at);
+        if (!view) {                    /* rows that do not join: move them together */
+            ane_view dense;
+            st = ane_plan_temp(pl, x, &dense);
+            if (!st) st = ane_plan_copy(pl, &dense, x);
+            if (!st) ANE_ASSERT(ane_move_view(op, v->def_index, &dense, &place->at));
         }
-        place->placed = !st;
     }
-    *out = place->at;
+    place->placed = !st;
+    return st;
+}
+
+/* Back to what has a place, then forward again: a program may have any number of shape ops in
+ * a row, more than a stack has room for. */
+ane_status ane_plan_operand(ane_planner *pl, const ane_value *v, ane_view *out) {
+    const ane_value *few[8], **row = few, *u = v;
+    size_t n = 0;
+    ane_status st = ANE_OK;
+    for (; !pl->places[u->id].placed && !u->konst; u = ane_op_in(u->def, "x"), n++)
+        ANE_ASSERT(u->def);
+    if (n > sizeof few / sizeof *few) row = ane_arena_alloc(pl->plan->arena, n * sizeof *row);
+    if (!row) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
+    u = v;
+    for (size_t i = n; i > 0; u = ane_op_in(u->def, "x")) row[--i] = u;
+    if (!pl->places[u->id].placed) st = constant(pl, u, &pl->places[u->id]);
+    for (size_t i = 0; i < n && !st; u = row[i++]) st = shown(pl, row[i], &pl->places[u->id].at);
+    *out = pl->places[v->id].at;
     return st;
 }
 
