@@ -171,8 +171,6 @@ class Kernel(_core.Kernel):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     target: str | None
-    lowering: str                       # "inputs", or "packed" into one surface a side
-    lowering_reason: str                # why it was not the first choice, or ""
 
     def __new__(cls, program: Any, *, function: str | None = None, device: str | None = None,
                 numerics: str | None = None, target: str | None = None,
@@ -193,11 +191,25 @@ class Kernel(_core.Kernel):
                          "target": target, "precision": precision, "prepack": prepack,
                          "lowering": lowering, "memory_limit": memory_limit}
         self.target = target
-        self.lowering, self.lowering_reason = self._lowered
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
+
+    @property
+    def lowering(self) -> str:
+        """"inputs", or "packed" into one surface a side. The first run may change it: see
+        `lowering_reason`."""
+        return self._lowered[0]
+
+    @property
+    def lowering_reason(self) -> str:
+        """Why `lowering` is not the first choice: what refused that; else ""."""
+        return self._lowered[1]
+
+    def _relowered(self) -> None:
+        warnings.warn(f"[run] packed into one surface, as {self.lowering_reason}",
+                      EngineWarning, stacklevel=3)
 
     def __repr__(self) -> str:
         def ports(ps: tuple[Port, ...]) -> str:
@@ -372,7 +384,8 @@ def compile(program: Any, weights: Any = None, device: str | None = None,
 
     lowering is for device="ane": "inputs" binds every input and output as a surface of its own,
     "packed" puts them side by side into one each (see `mil.pack`); None takes inputs, and where
-    the engine's compiler refuses those, packed, with an EngineWarning that says why.
+    the engine's compiler or a first run refuses those, packed, with an EngineWarning that says
+    why.
 
     >>> k = anetorch.compile('''program(1.3) {
     ...   func main<ios18>(tensor<fp16, [1, 8, 1, 32]> x) {

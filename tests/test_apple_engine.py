@@ -138,6 +138,7 @@ def test_every_code_has_its_meaning_and_its_source(run):  # noqa: F811
         for kind, value, text, _ in {table!r}:
             if kind == "STATUS":
                 knobs(evaluate_status=value, fail_evaluate=9 if value == 0x12 else 1)
+                k = anetorch.compile(affine(), device="ane", lowering="inputs")
                 got = message(lambda: k(x, x))
                 assert f"status=0x{{value:x}} " in got
             elif kind == "LOAD":
@@ -164,6 +165,44 @@ def test_every_code_has_its_meaning_and_its_source(run):  # noqa: F811
     """, ANETORCH_COMPILE_BUDGET="0")
 
 
+def test_operations_that_were_refused(run):  # noqa: F811
+    """What the table of facts calls refused, at compile, as the accounts have it: with the compiler's
+    error and an inner one that gives no reason; lint names the same operations. Inside a block as
+    well; and nothing of it without the switch."""
+    table = (Path(__file__).parents[1] / "csrc" / "ir" / "target.def").read_text()
+    refused = re.findall(r"^OPERATION\((\w+), REFUSED,", table, re.M)
+    assert {"gelu", "sin", "max_pool", "gather"} <= set(refused) and len(refused) == 20
+    run(f"""
+        from anetorch.selftest.cases import CASES
+        tried = 0
+        for name in {refused!r}:
+            program = CASES[name].program()
+            try: anetorch.compile(program, device="ane", lowering="inputs")
+            except RuntimeError as e:
+                assert "_ANECompiler : ANECCompile() FAILED (CompilationFailure) (com.apple." in str(e), e
+                assert "compiler, code 1; believed to mean: the compiler refused the program" in str(e), e
+            else: raise AssertionError(name)
+            said = [f for f in anetorch.lint(program) if f.rule.id in ("ANE12", "ANE33")]
+            assert said and name in said[0].what, (name, said)
+            knobs(refuse_ops=0)
+            values = CASES[name].values()
+            k = anetorch.compile(program, device="ane", lowering="inputs")
+            same(k(**values), cpu(program)(**values))
+            knobs(refuse_ops=1)
+            del k
+            tried += 1
+        assert tried == len({refused!r}) == get("compiles")
+        def inside(x):
+            low = mil.ops.less(x=mil.ops.reduce_max(x=x, axes=[0, 1, 2, 3], keep_dims=False), y=np.float16(0))
+            return mil.ops.cond(low, lambda: mil.ops.sin(x=x), lambda: x * 1.0)
+        p = mil.build(inside, {{"x": mil.spec((1, 8, 1, 32), "fp16")}}, opset="ios18")
+        try: anetorch.compile(p, device="ane")
+        except RuntimeError as e: assert "CompilationFailure" in str(e), e
+        else: raise AssertionError
+        assert left() == NOTHING, left()
+    """)
+
+
 def test_numbers_beside_the_text(run):  # noqa: F811
     """Newer systems put status and stage into userInfo, and have codes of their own."""
     run("""
@@ -174,6 +213,7 @@ def test_numbers_beside_the_text(run):  # noqa: F811
             assert "code 53, load status 0x10004; believed to mean: the program is too large" in str(e), e
         else: raise AssertionError
         k = anetorch.compile(affine(), device="ane")
+        k(x, x)                         # from now on its ports are not what is wrong
         knobs(fail_evaluate=1)
         try: k(x, x)
         except RuntimeError as e: assert "code 42; believed to mean: a surface is too small" in str(e), e

@@ -175,7 +175,8 @@ def kernel(name: str, device: str) -> dict[str, Any]:
 def _median(run: Callable[[], None], least: float = 0.2) -> float:
     times: list[float] = []
     run()
-    while sum(times) < least or len(times) < 5:
+    until = time.perf_counter() + least
+    while len(times) < 5 or began < until:
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)

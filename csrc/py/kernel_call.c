@@ -247,7 +247,7 @@ PyObject *ane_py_kernel_call(PyObject *obj, PyObject *args, PyObject *kwargs) {
     Py_END_ALLOW_THREADS
     ane_py_unpin_all(pins, n_pins);
     if (status) (void)ane_py_raise(st, &err);
-    else result = result_of(st, r, k, &out);
+    else if (ane_py_tell_lowering(obj) == 0) result = result_of(st, r, k, &out);
     if (result && out_arg) keep_request(self, r, args, out_arg, &in, &out);
 done:
     ane_request_release(r);

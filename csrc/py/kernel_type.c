@@ -67,6 +67,9 @@ static PyObject *kernel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->state = st;
     self->module = Py_NewRef(module);
     self->kernel = k;
+    const char *why;
+    self->may_relower = !strcmp(ane_kernel_device(k), "ane") &&
+                        !strcmp(ane_kernel_lowering(k, &why), "inputs");
     return (PyObject *)self;
 }
 
@@ -122,6 +125,23 @@ static PyObject *kernel_device(PyObject *obj, void *closure) {
 static PyObject *kernel_numerics(PyObject *obj, void *closure) {
     (void)closure;
     return PyUnicode_FromString(ane_kernel_numerics(((py_kernel *)obj)->kernel));
+}
+
+int ane_py_tell_lowering(PyObject *obj) {
+    py_kernel *self = (py_kernel *)obj;
+    const char *why;
+    if (!obj || !self->may_relower) return 0;
+    (void)ane_kernel_lowering(self->kernel, &why);
+    if (!*why) return 0;
+    self->may_relower = false;
+    PyObject *done = PyObject_CallMethod(obj, "_relowered", NULL);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
+static PyObject *kernel_relowered(PyObject *obj, PyObject *unused) {
+    (void)obj, (void)unused;
+    Py_RETURN_NONE;
 }
 
 /* ("packed", why the first choice was not taken or "") */
@@ -219,6 +239,8 @@ static PyMethodDef kernel_methods[] = {
      PyDoc_STR("_ports(outputs) -> ((name, dtype, shape, state), ...)")},
     {"_memory", kernel_memory, METH_O,
      PyDoc_STR("_memory(shapes) -> (totals, buffers) of a run on inputs of these shapes")},
+    {"_relowered", kernel_relowered, METH_NOARGS,
+     PyDoc_STR("_relowered()\n\nCalled once, when a run found another lowering.")},
     {NULL, NULL, 0, NULL},
 };
 

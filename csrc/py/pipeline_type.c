@@ -97,8 +97,12 @@ static PyObject *pipeline_run(PyObject *obj, PyObject *unused) {
     Py_END_ALLOW_THREADS
     ane_pipeline_release(p);
     unpin(list, n);
+    int told = 0;
+    for (Py_ssize_t i = 0; !status && !told && i < n; i++)
+        told = ane_py_tell_lowering(((py_request *)PyTuple_GetItem(list, i))->kernel);
     Py_DECREF(list);
     if (status) return ane_py_raise(self->state, &err);
+    if (told < 0) return NULL;
     Py_RETURN_NONE;
 }
 

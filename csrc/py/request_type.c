@@ -125,7 +125,9 @@ static PyObject *run_with(py_request *self,
     status = run(self->request, &opts, &err);
     Py_END_ALLOW_THREADS
     ane_py_unpin_all(self->pins, self->n_pins);
-    PyObject *result = status ? ane_py_raise(self->state, &err) : Py_NewRef(Py_None);
+    PyObject *result = NULL;
+    if (status) (void)ane_py_raise(self->state, &err);
+    else if (ane_py_tell_lowering(self->kernel) == 0) result = Py_NewRef(Py_None);
     Py_DECREF((PyObject *)self);
     return result;
 }

@@ -11,7 +11,12 @@ typedef struct py_kernel {
     ane_kernel *kernel;
     ane_request *last;                  /* of a k(x, out=y); NULL: none, or being run */
     uint32_t last_arrays;               /* bit i: its operand i is an array */
+    bool may_relower;                   /* a run may still find another lowering */
 } py_kernel;
+
+/* After a run that succeeded: a kernel that it lowered anew warns, once. 0 or -1. NULL is
+ * fine. */
+int ane_py_tell_lowering(PyObject *kernel);
 
 #define KEPT_OPERANDS 17                /* a call with out= of more is bound each time */
 

@@ -164,6 +164,44 @@ static void ignore_operand(char *text, const char *name) {
     }
 }
 
+/* What somebody tried and the compiler refused: the library's one table says what and who. */
+static bool refused_op(const char *name) {
+    enum { RAN, COMPILED, REFUSED };
+    static const struct {
+        const char *name;
+        int verdict;
+    } tried[] = {
+#define OPERATION(name, verdict, evidence) {#name, verdict},
+#include "../../csrc/ir/target.def"
+    };
+    for (size_t i = 0; i < sizeof tried / sizeof *tried; i++)
+        if (!strcmp(tried[i].name, name)) return tried[i].verdict == REFUSED;
+    return false;
+}
+
+/* Of a function's, a block's or an op's. */
+static bool refuses_below(const ane_program *p, ane_list which, uint32_t id) {
+    size_t n = 0;
+    bool refused = false;
+    (void)ane_graph_list(p, which, id, NULL, 0, &n, NULL);
+    uint32_t *ids = calloc(n + 1, sizeof *ids);
+    (void)ane_graph_list(p, which, id, ids, n, &n, NULL);
+    for (size_t i = 0; i < n && !refused; i++) {
+        ane_function_info f;
+        ane_op_info op;
+        if (which == ANE_LIST_FUNCTIONS)
+            refused = !ane_graph_function(p, ids[i], &f, NULL) &&
+                      refuses_below(p, ANE_LIST_BLOCK_OPS, f.body);
+        else if (which == ANE_LIST_OP_BLOCKS)
+            refused = refuses_below(p, ANE_LIST_BLOCK_OPS, ids[i]);
+        else
+            refused = (!ane_graph_op(p, ids[i], &op, NULL) && refused_op(op.op)) ||
+                      refuses_below(p, ANE_LIST_OP_BLOCKS, ids[i]);
+    }
+    free(ids);
+    return refused;
+}
+
 /* Compiles what lies in the folder, as the compiler service does. NULL: *why says. */
 static compiled *build(const char *folder, const char *hex, const char **why) {
     char path[2048];
@@ -187,9 +225,9 @@ static compiled *build(const char *folder, const char *hex, const char **why) {
     /* The engine that `architecture` names: h16g is M4's. */
     ane_compile_options how = {.size = sizeof how, .device = "cpu", .numerics = "ane",
                                .target = "m4"};
-    st = ane_kernel_compile(program, &how, &c->kernel, &err);
+    bool ok = !(knob.refuse_ops && refuses_below(program, ANE_LIST_FUNCTIONS, 0)) &&
+              !ane_kernel_compile(program, &how, &c->kernel, &err);
     ane_program_release(program);
-    bool ok = st == ANE_OK;
     if (ok) {
         c->n_in = ane_kernel_input_count(c->kernel);
         c->n_out = ane_kernel_output_count(c->kernel);
@@ -746,7 +784,8 @@ static bool execute(const compiled *c, const request *r, id *error) {
     unsigned char **base = calloc(n, sizeof *base);
     ane_request *run = NULL;
     ane_error err = {0};
-    bool ok = !knob.equal_ports || one_size(r) || inference_error(error, 0x1d);
+    bool ok = (!knob.equal_ports || one_size(r)) && !(knob.single_surface && c->n_in > 1);
+    if (!ok) inference_error(error, 0x1d);
     for (size_t i = 0; ok && i < n; i++) {
         bool input = i < c->n_in;
         size_t k = input ? i : i - c->n_in;

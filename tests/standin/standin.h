@@ -112,7 +112,8 @@ enum {
     X(compile_budget, LIMIT_COMPILES) X(load_slots, LIMIT_LOADED) X(min_surface, 0)        \
     X(row_align, LIMIT_ROW_ALIGN)                                                          \
     X(alloc_round, 1) X(has_ane, 1) X(os_build, 26) X(is_vm, 0) X(state_ops_compile, 0) X(masks_count, 0)                     \
-    X(single_input, 0) X(equal_ports, 0)                                                    \
+    X(single_input, 0) X(equal_ports, 0) X(single_surface, 0)                               \
+    X(refuse_ops, 1)                                                                       \
     /* faults: the next n calls fail, once `fault_after` calls with an armed fault passed */ \
     X(fault_after, 0)                                                                       \
     X(fail_describe, 0) X(fail_model, 0) X(fail_hex, 0) X(fail_compile, 0) X(hang_in_compile, 0)                  \

@@ -7,6 +7,7 @@
 
 #include "../../base/env.h"
 #include "../../base/sync.h"
+#include "../../pass/slot.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,8 @@
 
 /* One of the model's ports. */
 typedef struct operand {
-    ane_tensor stage;                   /* in our surface, strides padded; no surface: direct */
+    ane_tensor stage;                   /* in our surface, strides padded; no surface: the
+                                           callers' memory is bound */
     const ane_slot *slots;              /* where the callers' views lie in it; NULL: the one is
                                            the whole */
     const ane_tensor *users;            /* the callers' views; their surfaces are theirs */
@@ -22,15 +24,24 @@ typedef struct operand {
     double seconds;                     /* of the copy, in the last profiled run */
 } operand;
 
-typedef struct apple_binding {
+/* Operands in the form that one lowering needs. */
+typedef struct bound {
+    ane_lowered *lowered;
     ane_model *model;
-    ane_tensor *users;                  /* all callers' views, inputs first */
+    ane_tensor *users, *outputs;        /* all callers' views, inputs first */
     ane_id request;                     /* +1 */
     void *options;                      /* +1: the empty dictionary of every evaluation */
     size_t n_in, n;
     operand *ops;                       /* inputs, then outputs */
     double bind_seconds, evaluate_seconds;
-} apple_binding;
+    struct bound *before;               /* of the lowering that this one replaced */
+} bound;
+
+/* What was replaced lives as long: another thread may be reading a report of it. */
+typedef struct binding {
+    ane_lowered *kernel;
+    _Atomic(bound *) now;
+} binding;
 
 static double now(void) {
     struct timespec t;
@@ -67,7 +78,7 @@ static void destroy(void *exe) {
 }
 
 static ane_status port(void *exe, bool output, size_t i, ane_port *out, ane_error *err) {
-    const ane_lowered *l = exe;
+    const ane_lowered *l = ane_lowered_now(exe);
     (void)err;
     /* Inside a packed surface no layout is the port's own: any is staged. */
     if (l->layout && (output ? l->layout->output : l->layout->input)) return ANE_OK;
@@ -78,7 +89,7 @@ static ane_status port(void *exe, bool output, size_t i, ane_port *out, ane_erro
 }
 
 static ane_lowering lowering(void *exe, const char **why) {
-    const ane_lowered *l = exe;
+    const ane_lowered *l = ane_lowered_now(exe);
     *why = l->why;
     return l->layout ? ANE_LOWER_PACKED : ANE_LOWER_INPUTS;
 }
@@ -93,7 +104,7 @@ static bool put(const ane_dl *cf, void *dict, const void *key, int64_t value) {
     return true;
 }
 
-static const ane_engine_port *port_of(const apple_binding *b, size_t i) {
+static const ane_engine_port *port_of(const bound *b, size_t i) {
     return i < b->n_in ? &b->model->in[i] : &b->model->out[i - b->n_in];
 }
 
@@ -110,7 +121,7 @@ static ane_status smallest_surface(size_t *out, ane_error *err) {
 
 /* Bytes of the surface that operand i needs: what the engine touches, not below the smallest
  * it takes; with ANETORCH_UNIFORM_PORTS the most that any operand needs. */
-static size_t surface_need(const apple_binding *b, size_t i, size_t smallest) {
+static size_t surface_need(const bound *b, size_t i, size_t smallest) {
     bool all = ane_env_flag(ANE_ENV_UNIFORM_PORTS);
     size_t need = smallest;
     for (size_t k = all ? 0 : i; k < (all ? b->n : i + 1); k++)
@@ -152,28 +163,55 @@ static bool fits(const ane_engine_port *p, const ane_tensor *t, size_t need) {
     return yes;
 }
 
-static ane_status bind_operand(const ane_objc *rt, apple_binding *b, size_t i,
+/* Whether every view is its slot of one IOSurface that has the packed port's layout, as
+ * columns beside columns of one Tensor are: then nothing is copied. All of them or none: what
+ * lies between the caller's views is his. */
+static bool fits_packed(const ane_engine_port *p, const operand *o, const ane_tensor *stage,
+                        size_t need) {
+    ane_tensor whole = *stage, inside, outside;
+    whole.surface = o->users[0].surface;
+    if (!fits(p, &whole, need)) return false;
+    for (size_t k = 0; k < o->n_users; k++) {
+        if (o->users[k].surface != whole.surface ||
+            !ane_slot_views(&o->slots[k], &whole, &o->users[k], &inside, &outside) ||
+            inside.offset != outside.offset)
+            return false;
+        for (int d = 0; d < inside.rank; d++)
+            if (inside.shape[d] > 1 && inside.strides[d] != outside.strides[d]) return false;
+    }
+    return true;
+}
+
+/* Does a side before operand i's have a view of this surface? */
+static bool used_before(const bound *b, const operand *o, const ane_surface *s) {
+    for (const ane_tensor *t = b->users; t < o->users; t++)
+        if (t->surface == s) return true;
+    return false;
+}
+
+static ane_status bind_operand(const ane_objc *rt, bound *b, size_t i,
                                size_t smallest, ane_error *err) {
     bool output = i >= b->n_in;
     const ane_engine_port *p = port_of(b, i);
     operand *o = &b->ops[i];
     const ane_tensor *t = o->users;
     size_t need = surface_need(b, i, smallest);
-    bool direct = !o->slots && fits(p, t, need);
     /* An output that lies where another operand is would be read and written at once. */
-    for (size_t k = 0; direct && output && &b->users[k] < t; k++)
-        direct = b->users[k].surface != t->surface;
-    if (direct) return ANE_OK;
+    bool alone = !output || !used_before(b, o, t->surface);
+    if (!o->slots && alone && fits(p, t, need)) return ANE_OK;
     o->stage = (ane_tensor){.dtype = p->dtype, .rank = p->rank};
     memcpy(o->stage.shape, p->dims, sizeof o->stage.shape);
     memcpy(o->stage.strides, p->strides, sizeof o->stage.strides);
+    if (o->slots && alone && fits_packed(p, o, &o->stage, need)) {
+        return ANE_OK;
+    }
     ane_status st = make_surface(rt, need, &o->stage.surface, err);
     if (st) ane_error_prefix(err, "%s %s: ", output ? "output" : "input", p->name);
     return st;
 }
 
 /* Arrays of wrappers and of symbol indices for one side; the caller releases both. */
-static ane_status list_operands(const ane_objc *rt, apple_binding *b, bool output, ane_cf lists[2],
+static ane_status list_operands(const ane_objc *rt, bound *b, bool output, ane_cf lists[2],
                                 ane_error *err) {
     size_t first = output ? b->n_in : 0, n = output ? b->n - b->n_in : b->n_in, made = 0;
     const void *wrappers[ANE_APPLE_PORTS], *numbers[ANE_APPLE_PORTS];
@@ -203,7 +241,7 @@ static ane_status list_operands(const ane_objc *rt, apple_binding *b, bool outpu
     return st;
 }
 
-static ane_status make_request(const ane_objc *rt, apple_binding *b, ane_error *err) {
+static ane_status make_request(const ane_objc *rt, bound *b, ane_error *err) {
     ane_cf in[2] = {NULL, NULL}, out[2] = {NULL, NULL};
     ane_cf zero = ane_cf_int_retained(rt, 0);
     ane_status st = zero ? ANE_OK : ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
@@ -224,17 +262,26 @@ static ane_status make_request(const ane_objc *rt, apple_binding *b, ane_error *
     return st;
 }
 
-static void unbind(void *binding) {
-    apple_binding *b = binding;
-    const ane_objc *rt = ane_objc_load(NULL);
-    void *pool = rt->objc_autoreleasePoolPush();
+static void drop(const ane_objc *rt, bound *b) {
+    if (!b) return;
     if (b->request) rt->objc_release(b->request);
     ane_cf_release(rt, b->options);
     for (size_t i = 0; b->ops && i < b->n; i++) ane_surface_release(b->ops[i].stage.surface);
-    rt->objc_autoreleasePoolPop(pool);
     ane_free(b->users);
     ane_free(b->ops);
     ane_free(b);
+}
+
+static void unbind(void *obj) {
+    binding *n = obj;
+    const ane_objc *rt = ane_objc_load(NULL);
+    void *pool = rt->objc_autoreleasePoolPush();
+    for (bound *b = atomic_load(&n->now), *before; b; b = before) {
+        before = b->before;
+        drop(rt, b);
+    }
+    rt->objc_autoreleasePoolPop(pool);
+    ane_free(n);
 }
 
 /* Gives the ports of one side their callers' views: one each, or all of them to the packed
@@ -254,12 +301,12 @@ static void give_users(const ane_lowered *l, bool output, operand *ops, const an
     }
 }
 
-static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs, void **binding,
-                       ane_error *err) {
-    const ane_objc *rt = ane_objc_load(NULL);
-    apple_binding *b = ane_calloc(1, sizeof *b);
+/* The callers' views, as l needs them. The caller has a pool. */
+static ane_status bind_to(const ane_objc *rt, ane_lowered *l, const ane_tensor *inputs,
+                          const ane_tensor *outputs, bound **out, ane_error *err) {
+    bound *b = ane_calloc(1, sizeof *b);
     if (!b) return ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
-    const ane_lowered *l = exe;
+    b->lowered = l;
     b->model = l->model;
     b->n_in = b->model->n_in;
     b->n = b->n_in + b->model->n_out;
@@ -267,7 +314,6 @@ static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
     size_t n_in = l->layout ? l->layout->n_in : b->n_in;
     size_t n_out = l->layout ? l->layout->n_out : b->n - b->n_in;
     b->users = ane_calloc(n_in + n_out, sizeof *b->users);
-    void *pool = rt->objc_autoreleasePoolPush();
     double start = now();
     size_t smallest = 0;
     b->options = ane_cf_dict_retained(rt);
@@ -278,15 +324,34 @@ static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
         memcpy(b->users + n_in, outputs, n_out * sizeof *outputs);
         give_users(l, false, b->ops, b->users);
         give_users(l, true, b->ops + b->n_in, b->users + n_in);
+        b->outputs = b->users + n_in;
         st = smallest_surface(&smallest, err);
     }
     for (size_t i = 0; i < b->n && !st; i++) st = bind_operand(rt, b, i, smallest, err);
     if (!st) st = make_request(rt, b, err);
     b->bind_seconds = now() - start;
-    rt->objc_autoreleasePoolPop(pool);
-    if (st) unbind(b);
-    else *binding = b;
+    if (st) drop(rt, b);
+    else *out = b;
     return st;
+}
+
+static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs, void **out,
+                       ane_error *err) {
+    const ane_objc *rt = ane_objc_load(NULL);
+    bound *b = NULL;
+    binding *n = ane_calloc(1, sizeof *n);
+    if (!n) return ane_fail(err, ANE_ERR_NOMEM, "[bind] out of memory");
+    void *pool = rt->objc_autoreleasePoolPush();
+    ane_status st = bind_to(rt, ane_lowered_now(exe), inputs, outputs, &b, err);
+    rt->objc_autoreleasePoolPop(pool);
+    if (st) {
+        ane_free(n);
+        return st;
+    }
+    n->kernel = exe;
+    atomic_init(&n->now, b);
+    *out = n;
+    return ANE_OK;
 }
 
 /* ---------------------------------------------------------------- run */
@@ -345,7 +410,7 @@ static ane_status unlock_output(ane_status st, const operand *o, ane_error *err)
 
 /* Everything is locked before the first byte is copied, so a failing lock leaves all outputs
  * as they were. */
-static ane_status stage_out(apple_binding *b, bool profile, ane_error *err) {
+static ane_status stage_out(bound *b, bool profile, ane_error *err) {
     ane_status st = ANE_OK;
     size_t i = b->n_in;
     for (; i < b->n; i++)
@@ -363,25 +428,26 @@ static ane_status stage_out(apple_binding *b, bool profile, ane_error *err) {
     return st;
 }
 
-static ane_status evaluate(const ane_objc *rt, const apple_binding *b, ane_error *err) {
+static ane_status evaluate(const ane_objc *rt, const bound *b, unsigned long *status,
+                           ane_error *err) {
     for (int attempt = 0;; attempt++) {
-        unsigned long status = 0;
         ane_id error = NULL;
-        if (ane_send_evaluate(rt, b->model->object, ANE_APPLE_QOS, b->options, b->request, &error))
+        *status = 0;
+        if (ane_send_evaluate(rt, b->model->object, ANE_APPLE_QOS, b->options, b->request, &error)) {
+            atomic_store_explicit(&b->lowered->ran, true, memory_order_relaxed);
             return ANE_OK;
-        ane_status st = ane_objc_fail(rt, err, "run", error, &status);
-        if (status != ANE_APPLE_TRANSIENT || attempt == ANE_APPLE_TRANSIENT_TRIES) return st;
+        }
+        ane_status st = ane_objc_fail(rt, err, "run", error, status);
+        if (*status != ANE_APPLE_TRANSIENT || attempt == ANE_APPLE_TRANSIENT_TRIES) return st;
         struct timespec pause = {0, ANE_APPLE_TRANSIENT_MS * 1000000L};
         nanosleep(&pause, NULL);
     }
 }
 
-static ane_status run(void *binding, const ane_run_options *opts, bool profile, ane_error *err) {
-    apple_binding *b = binding;
-    const ane_objc *rt = ane_objc_load(NULL);
+static ane_status run_bound(const ane_objc *rt, bound *b, bool profile, unsigned long *status,
+                            ane_error *err) {
     ane_status st = ANE_OK;
-    (void)opts;
-    void *pool = rt->objc_autoreleasePoolPush();
+    *status = 0;
     for (size_t i = 0; i < b->n_in && !st; i++) {
         double start = profile ? now() : 0;
         if (!b->ops[i].stage.surface) continue;
@@ -390,9 +456,30 @@ static ane_status run(void *binding, const ane_run_options *opts, bool profile, 
     }
     if (!st) st = ane_run_check(err);
     double start = profile ? now() : 0;
-    if (!st) st = evaluate(rt, b, err);
+    if (!st) st = evaluate(rt, b, status, err);
     if (profile) b->evaluate_seconds = now() - start;
-    if (!st) st = stage_out(b, profile, err);
+    return st ? st : stage_out(b, profile, err);
+}
+
+static ane_status run(void *obj, const ane_run_options *opts, bool profile, ane_error *err) {
+    binding *n = obj;
+    const ane_objc *rt = ane_objc_load(NULL);
+    unsigned long status;
+    (void)opts;
+    void *pool = rt->objc_autoreleasePoolPush();
+    bound *b = atomic_load_explicit(&n->now, memory_order_relaxed), *again = NULL;
+    ane_status st = run_bound(rt, b, profile, &status, err);
+    /* The engine refused how the operands lie, and wrote nothing: once, in the other form. */
+    ane_lowered *other = status == ANE_APPLE_PORTS_REFUSED && b->lowered == n->kernel
+                             ? ane_lower_again(rt, n->kernel, err) : NULL;
+    if (other) {
+        st = bind_to(rt, other, b->users, b->outputs, &again, err);
+        if (!st) {
+            again->before = b;
+            atomic_store(&n->now, again);
+            st = run_bound(rt, again, profile, &status, err);
+        }
+    }
     rt->objc_autoreleasePoolPop(pool);
     return st;
 }
@@ -400,17 +487,19 @@ static ane_status run(void *binding, const ane_run_options *opts, bool profile, 
 /* ---------------------------------------------------------------- report */
 
 /* The phases: the model's, bind, a row for each operand, evaluate, unload. */
-static size_t step_count(void *binding) {
-    return ANE_PHASE_COUNT + ((const apple_binding *)binding)->n + 3;
+static const bound *bound_now(void *obj) {
+    return atomic_load_explicit(&((binding *)obj)->now, memory_order_acquire);
 }
 
-static void step(void *binding, size_t i, ane_step_info *info) {
+static size_t step_count(void *obj) { return ANE_PHASE_COUNT + bound_now(obj)->n + 3; }
+
+static void step(void *obj, size_t i, ane_step_info *info) {
     static const char *const names[] = {
 #define X(id, name) name,
         ANE_PHASE_MAP(X)
 #undef X
     };
-    const apple_binding *b = binding;
+    const bound *b = bound_now(obj);
     const ane_model *m = b->model;
     const char *engine = ane_objc_load(NULL)->stand_in ? "stand-in" : "ane";
     info->kernel = engine;
@@ -445,8 +534,8 @@ static void step(void *binding, size_t i, ane_step_info *info) {
     }
 }
 
-static void memory(void *binding, ane_memory_info *info) {
-    const apple_binding *b = binding;
+static void memory(void *obj, ane_memory_info *info) {
+    const bound *b = bound_now(obj);
     for (size_t i = 0; i < b->n; i++) {
         *(i < b->n_in ? &info->inputs : &info->outputs) += port_of(b, i)->bytes;
         if (b->ops[i].stage.surface) info->scratch += ane_surface_capacity(b->ops[i].stage.surface);
