@@ -395,29 +395,41 @@ typedef struct frame {          /* one cache line in front of what push returns 
     char pad[ANE_ALIGN - 2 * sizeof(size_t)];
 } frame;
 
-static pthread_key_t scratch_key;
+static pthread_key_t scratch_key, kept_key;
 static ane_once scratch_once = ANE_ONCE_INIT;
-static _Thread_local scratch stack;
+static _Thread_local scratch stack, kept;
 
 static void scratch_free(void *base) { ane_aligned_free(base); }
-static void scratch_init(void) { pthread_key_create(&scratch_key, scratch_free); }
+static void scratch_init(void) {
+    pthread_key_create(&scratch_key, scratch_free);
+    pthread_key_create(&kept_key, scratch_free);
+}
+
+/* An empty block becomes one of `size` bytes; the thread's end frees it. */
+static bool renew(scratch *s, size_t size, const pthread_key_t *key) {
+    pthread_once(&scratch_once, scratch_init);
+    char *fresh = ane_aligned_alloc(size);
+    if (!fresh) return false;
+    ane_aligned_free(s->base);
+    s->base = fresh;
+    s->size = size;
+    pthread_setspecific(*key, fresh);
+    return true;
+}
+
+void *ane_scratch_keep(size_t bytes) {
+    if (bytes > kept.size && !renew(&kept, bytes, &kept_key)) return NULL;
+    return kept.base;
+}
 
 void *ane_scratch_push(size_t bytes) {
     size_t want;
     if (!ane_add_size(bytes, sizeof(frame) + ANE_ALIGN, &want)) return NULL;
     want &= ~(size_t)(ANE_ALIGN - 1);
     scratch *s = &stack;
-    if (!s->deep && (s->size < want || s->size < s->peak)) {
-        size_t size = want > s->peak ? want : s->peak;
-        pthread_once(&scratch_once, scratch_init);
-        char *fresh = ane_aligned_alloc(size);
-        if (!fresh) return NULL;
-        ane_aligned_free(s->base);
-        s->base = fresh;
-        s->size = size;
-        /* So that the thread's end frees the block. */
-        pthread_setspecific(scratch_key, fresh);
-    }
+    if (!s->deep && (s->size < want || s->size < s->peak) &&
+        !renew(s, want > s->peak ? want : s->peak, &scratch_key))
+        return NULL;
     frame *f;
     if (s->size - s->used >= want) {
         f = (frame *)(void *)(s->base + s->used);

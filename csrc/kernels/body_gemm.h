@@ -48,6 +48,11 @@ static inline float load_one(const char *p, ane_dtype dtype) {
         }                                                                                 \
     }
 
+/* What is packed next: also past the end, where nothing is read. */
+static inline void soon(const char *p, int64_t offset) {
+    __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)offset));
+}
+
 /* The same where k is contiguous: blocks of VW rows (or what is left of a panel) by VW k are
  * transposed. */
 #define PACK_ALONG(name, W, LD, LDN, size)                                                \
@@ -67,6 +72,9 @@ static inline float load_one(const char *p, ane_dtype dtype) {
                             r[l] = l < room ? LD(base + (int64_t)l * s_i +                \
                                                  (int64_t)(p * size))                     \
                                             : v_set1(0);                                  \
+                        if (p * size % 64 == 0)                                           \
+                            for (size_t l = 0; l < room; l++)                             \
+                                soon(base, (int64_t)(l + W) * s_i + (int64_t)(p * size)); \
                         v_transpose(r);                                                   \
                         UNROLL for (size_t l = 0; l < VW; l++) {                          \
                             if (room == VW) v_storeu(to + (p + l) * W, r[l]);             \

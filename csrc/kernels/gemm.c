@@ -1,5 +1,6 @@
-/* The macro-kernel: which operand is packed once for all threads, which one each task packs
- * for itself, blocks over k, edges, epilogues, batches, and matrix times vector. */
+/* The macro-kernel: which operand is packed whole, by each of a few threads or once for many,
+ * which one each task packs for itself, blocks over k, edges, epilogues, batches, and matrix
+ * times vector. */
 #include "blas.h"
 #include "kernels.h"
 
@@ -22,6 +23,9 @@
 #define BLOCK_ROWS 96
 #define TASKS_PER_THREAD 6
 #define GEMV_BLOCK 256
+/* Up to this many threads each pack the shared operand for themselves: writing panels that
+ * another core has just read costs more than packing them once more. */
+#define WORKERS 4
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static size_t up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -64,6 +68,12 @@ static size_t panels_bytes(const panels *x) {
     return panel_offset(x, x->ks.n - 1, 0) + x->count * panel_bytes(x, x->ks.n - 1);
 }
 
+/* Panels that are there already. */
+typedef struct ready {
+    const char *data;           /* NULL: the task packs its own */
+    size_t skip;                /* bytes of panels before the first that is there */
+} ready;
+
 /* ------------------------------------------------------------------ one product */
 
 typedef struct job {
@@ -73,12 +83,14 @@ typedef struct job {
     size_t m, n, k;
     ane_mat a, b, c, r;                 /* r.data NULL: no residual */
     ane_epilogue ep;
-    const char *pa, *pb;                /* packed by somebody else, or NULL */
+    ready pa, pb;
     panels ap, bp;
-    size_t mb, nb, tasks_n;             /* a task's block in panels; tasks per row */
+    size_t tasks_m, tasks_n;            /* blocks of C: all of nearly the same size */
     size_t p0, p1;                      /* blocks of k to run now */
-    size_t skip_a, skip_b;              /* bytes of panels before p0 that are not there */
     float *image;                       /* C in fp32 between parts of k, or NULL */
+    size_t workers, each_bytes;         /* threads that pack for themselves (0: none) */
+    bool each_a;                        /* which operand */
+    const char *each[WORKERS];          /* NULL: not yet */
     atomic_bool failed;
 } job;
 
@@ -96,7 +108,7 @@ static void transpose(job *j) {
     int64_t s = j->ep.bias_rs;
     j->ep.bias_rs = j->ep.bias_cs;
     j->ep.bias_cs = s;
-    const char *p = j->pa;
+    ready p = j->pa;
     j->pa = j->pb;
     j->pb = p;
     size_t d = j->m;
@@ -173,23 +185,53 @@ static void pack_panels(const job *j, bool is_a, size_t p, size_t i0, size_t i1,
          is_a ? src->cs : src->rs, min_size(i1 * x->width, rows) - first, k_of(x->ks, p));
 }
 
-/* Part i of n of a panel comes nearer, while products of the panel before it run. */
-static void fetch(const char *panel, size_t bytes, size_t i, size_t n) {
-    for (size_t b = bytes / n * i; b < bytes / n * (i + 1); b += ANE_ALIGN)
-        __builtin_prefetch(panel + b, 0, 2);
+/* Cache lines of an operand that a block will pack next, asked for a few at a time while
+ * products of the block before it run: the hardware does not guess short rows. */
+typedef struct ahead {
+    const char *line;
+    int64_t next;               /* from one row (or k, where rows are neighbours) to the next */
+    size_t per, left, in;       /* lines of a row; rows left; lines of this row asked for */
+    size_t some;                /* lines at a time */
+} ahead;
+
+static void look_ahead(ahead *x) {
+    for (size_t i = 0; i < x->some && x->left; i++) {
+        __builtin_prefetch(x->line + x->in * ANE_ALIGN, 0, 2);
+        if (++x->in < x->per) continue;
+        x->in = 0;
+        x->left--;
+        x->line += x->next;
+    }
+}
+
+/* Panels [i0, i1) of block p of k of A (or B), over `calls` calls. */
+static ahead ahead_of(const job *j, bool is_a, size_t p, size_t i0, size_t i1, size_t calls) {
+    const panels *x = is_a ? &j->ap : &j->bp;
+    const ane_mat *src = is_a ? &j->a : &j->b;
+    size_t total = is_a ? j->m : j->n, first = i0 * x->width, k0 = p * x->ks.size;
+    size_t rows = min_size(i1 * x->width, total) - first, k = k_of(x->ks, p);
+    int64_t s_i = is_a ? src->rs : src->cs, s_k = is_a ? src->cs : src->rs;
+    int64_t size = (int64_t)ane_dtype_size(src->dtype);
+    bool along = s_k == size;
+    if (!src->data || (!along && s_i != size)) return (ahead){0};
+    ahead y = {.line = is_a ? at(src, first, k0) : at(src, k0, first),
+               .next = along ? s_i : s_k, .left = along ? rows : k,
+               .per = cut((along ? k : rows) * (size_t)size, ANE_ALIGN)};
+    y.some = cut(y.per * y.left, calls);
+    return y;
 }
 
 /* One block of C: all k, its own panels packed on the way. */
-static void run_block(const job *j, size_t i0, size_t i1, size_t j0, size_t j1,
-                      char *scratch) {
+static void run_block(const job *j, ready a, ready b, size_t i0, size_t i1, size_t j0,
+                      size_t j1, char *scratch) {
     const ane_gemm_entry *e = j->e;
     size_t mr = e->mr, nr = e->nr, rows = i1 - i0, cols = j1 - j0, ld = cols * nr;
     bool in_place = !j->image && direct(j), onto = in_place && j->r.data;
     bool split = j->image || j->ap.ks.n > 1;
     char *own_a = scratch, *own_b = own_a;
-    if (!j->pa) own_b += up(rows * panel_bytes(&j->ap, 0), ANE_ALIGN);
+    if (!a.data) own_b += up(rows * panel_bytes(&j->ap, 0), ANE_ALIGN);
     float *acc = (float *)(void *)own_b;
-    if (!j->pb) acc = (float *)(void *)(own_b + up(cols * panel_bytes(&j->bp, 0), ANE_ALIGN));
+    if (!b.data) acc = (float *)(void *)(own_b + up(cols * panel_bytes(&j->bp, 0), ANE_ALIGN));
     if (j->image) {
         ld = j->bp.count * nr;
         acc = j->image + i0 * mr * ld + j0 * nr;
@@ -198,17 +240,26 @@ static void run_block(const job *j, size_t i0, size_t i1, size_t j0, size_t j1,
         size_t k = up(k_of(j->ap.ks, p), e->kr);
         size_t a_bytes = panel_bytes(&j->ap, p), b_bytes = panel_bytes(&j->bp, p);
         const char *pa = own_a, *pb = own_b;
-        if (j->pa) pa = j->pa + (panel_offset(&j->ap, p, i0) - j->skip_a);
+        if (a.data) pa = a.data + (panel_offset(&j->ap, p, i0) - a.skip);
         else pack_panels(j, true, p, i0, i1, own_a);
-        if (j->pb) pb = j->pb + (panel_offset(&j->bp, p, j0) - j->skip_b);
+        if (b.data) pb = b.data + (panel_offset(&j->bp, p, j0) - b.skip);
         else pack_panels(j, false, p, j0, j1, own_b);
         bool last = p + 1 == j->ap.ks.n;
+        ahead own = {0};
+        if (!a.data != !b.data) {
+            /* The same of the next block of k, or of the block that comes after this one. */
+            bool is_a = !a.data, more = p + 1 < j->p1;
+            size_t from = is_a ? i0 : j0, to = is_a ? i1 : j1, size = to - from;
+            if (!more) from = to, to = min_size(to + size, is_a ? j->ap.count : j->bp.count);
+            if (from < to)
+                own = ahead_of(j, is_a, more ? p + 1 : j->p0, from, to, rows * cols);
+        }
         for (size_t jj = 0; jj < cols; jj++) {
             size_t col = (j0 + jj) * nr, n = min_size(nr, j->n - col);
             for (size_t ii = 0; ii < rows; ii++) {
                 size_t row = (i0 + ii) * mr, m = min_size(mr, j->m - row);
                 const char *ap = pa + ii * a_bytes, *bp = pb + jj * b_bytes;
-                if (jj + 1 < cols) fetch(bp + b_bytes, b_bytes, ii, rows);
+                look_ahead(&own);
                 if (in_place && n == nr) {
                     e->ukr(m, k, ap, bp, (float *)(void *)at(&j->c, row, col),
                            (size_t)j->c.rs / 4, onto || p > 0);
@@ -217,26 +268,53 @@ static void run_block(const job *j, size_t i0, size_t i1, size_t j0, size_t j1,
                 float *tile = split ? acc + ii * mr * ld + jj * nr : acc;
                 size_t tile_ld = split ? ld : nr;
                 e->ukr(m, k, ap, bp, tile, tile_ld, p > 0);
-                if (last) finish(j, tile, tile_ld, row, col, m, n);
+                if (last && !split) finish(j, tile, tile_ld, row, col, m, n);
             }
+            /* All rows in one call. */
+            if (last && split && !(in_place && n == nr))
+                finish(j, acc + jj * nr, ld, i0 * mr, col,
+                       min_size(i1 * mr, j->m) - i0 * mr, n);
         }
     }
 }
 
-static size_t block_scratch(const job *j, size_t rows, size_t cols) {
+/* Blocks p0..p1 of the operand that every worker packs for itself, with its first task. */
+static bool pack_each(job *j, ready *out) {
+    const panels *x = j->each_a ? &j->ap : &j->bp;
+    const char **mine = &j->each[ane_worker_index()];
+    out->skip = panel_offset(x, j->p0, 0);
+    if (!*mine) {
+        char *dst = ane_scratch_keep(j->each_bytes);
+        if (!dst) return false;
+        for (size_t p = j->p0; p < j->p1; p++)
+            pack_panels(j, j->each_a, p, 0, x->count,
+                        dst + (panel_offset(x, p, 0) - out->skip));
+        *mine = dst;
+    }
+    out->data = *mine;
+    return true;
+}
+
+static size_t block_scratch(const job *j, ready a, ready b, size_t rows, size_t cols) {
     size_t bytes = 0;
-    if (!j->pa) bytes += up(rows * panel_bytes(&j->ap, 0), ANE_ALIGN);
-    if (!j->pb) bytes += up(cols * panel_bytes(&j->bp, 0), ANE_ALIGN);
+    if (!a.data) bytes += up(rows * panel_bytes(&j->ap, 0), ANE_ALIGN);
+    if (!b.data) bytes += up(cols * panel_bytes(&j->bp, 0), ANE_ALIGN);
     size_t tiles = j->image ? 0 : j->ap.ks.n > 1 ? rows * cols : 1;
     return bytes + tiles * j->e->mr * j->e->nr * sizeof(float);
 }
 
 static void run_task(void *arg, size_t t) {
     job *j = arg;
-    size_t i0 = t / j->tasks_n * j->mb, j0 = t % j->tasks_n * j->nb;
-    size_t i1 = min_size(i0 + j->mb, j->ap.count), j1 = min_size(j0 + j->nb, j->bp.count);
-    void *scratch = ane_scratch_push(block_scratch(j, i1 - i0, j1 - j0));
-    if (scratch) run_block(j, i0, i1, j0, j1, scratch);
+    ready a = j->pa, b = j->pb;
+    if ((size_t)ane_worker_index() < j->workers && !pack_each(j, j->each_a ? &a : &b)) {
+        atomic_store(&j->failed, true);
+        return;
+    }
+    size_t i = t / j->tasks_n, q = t % j->tasks_n;
+    size_t i0 = j->ap.count * i / j->tasks_m, i1 = j->ap.count * (i + 1) / j->tasks_m;
+    size_t j0 = j->bp.count * q / j->tasks_n, j1 = j->bp.count * (q + 1) / j->tasks_n;
+    void *scratch = ane_scratch_push(block_scratch(j, a, b, i1 - i0, j1 - j0));
+    if (scratch) run_block(j, a, b, i0, i1, j0, j1, scratch);
     else atomic_store(&j->failed, true);
     ane_scratch_pop(scratch);
 }
@@ -338,20 +416,18 @@ static ane_status run_cut(job *j, bool share_a, size_t step, void *given, ane_er
 
 static bool shares_a(const job *j) {
     /* The smaller operand is packed once for all; ties go to B. */
-    return j->pb || (!j->pa && j->m < j->n);
+    return j->pb.data || (!j->pa.data && j->m < j->n);
 }
 
 /* Blocks of C over the threads; operands are packed or packed by the tasks. */
 static bool run_tasks(job *j, bool by_rows) {
-    j->mb = j->ap.count;
-    j->nb = j->bp.count;
-    size_t *block = by_rows ? &j->mb : &j->nb;
-    size_t count = *block, most = cut(BLOCK_ROWS, by_rows ? j->e->mr : j->e->nr);
-    *block = cut(count, (size_t)ane_num_threads() * TASKS_PER_THREAD);
-    if (*block > most) *block = most;
-    if (*block < 1) *block = 1;
-    j->tasks_n = cut(j->bp.count, j->nb);
-    return ane_parallel_for(cut(j->ap.count, j->mb) * j->tasks_n, run_task, j);
+    size_t count = by_rows ? j->ap.count : j->bp.count, threads = (size_t)ane_num_threads();
+    size_t most = cut(BLOCK_ROWS, by_rows ? j->e->mr : j->e->nr);
+    size_t n = up(cut(count, most), threads), least = threads * TASKS_PER_THREAD;
+    n = min_size(n < least ? least : n, count);
+    j->tasks_m = by_rows ? n : 1;
+    j->tasks_n = by_rows ? 1 : n;
+    return ane_parallel_for(n, run_task, j);
 }
 
 /* Blocks of k that one part of a long sum takes; 0: not worth parts. */
@@ -367,7 +443,7 @@ static size_t part_of(const job *j, bool share_a) {
 
 static ane_status run_whole(job *j, void *given, ane_error *err) {
     bool share_a = shares_a(j), stopped = false;
-    if (j->pa && j->pb) {
+    if (j->pa.data && j->pb.data) {
         stopped = !run_tasks(j, j->ap.count >= j->bp.count);
         goto end;
     }
@@ -383,20 +459,31 @@ static ane_status run_whole(job *j, void *given, ane_error *err) {
         if (parts > 1)
             return run_cut(j, share_a, cut(x->count, parts) * x->width, given, err);
     }
+    size_t threads = (size_t)ane_num_threads(), rows = share_a ? j->bp.count : j->ap.count;
+    bool each = threads <= WORKERS && rows >= threads * 2;
     void *mine = NULL;
-    char *shared = given ? given : (mine = ane_scratch_push(bytes + image));
-    if (!shared)
+    char *shared = given;
+    size_t all = each ? 0 : bytes;
+    if (!shared && all + image && !(shared = mine = ane_scratch_push(all + image)))
         return ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for %zu bytes of panels",
-                        bytes + image);
-    if (image) j->image = (float *)(void *)(shared + bytes);
+                        all + image);
+    if (image) j->image = (float *)(void *)(shared + all);
+    j->each_a = share_a;
+    j->each_bytes = bytes;
     for (j->p0 = 0; j->p0 < x->ks.n && !stopped; j->p0 += part) {
         j->p1 = min_size(j->p0 + part, x->ks.n);
-        if (share_a) j->pa = NULL;
-        else j->pb = NULL;
-        stopped = !pack_all(j, share_a, shared);
-        if (stopped) break;
-        if (share_a) j->pa = shared, j->skip_a = panel_offset(x, j->p0, 0);
-        else j->pb = shared, j->skip_b = panel_offset(x, j->p0, 0);
+        ready *whole = share_a ? &j->pa : &j->pb;
+        *whole = (ready){0};
+        if (each) {
+            j->workers = threads;
+            memset(j->each, 0, sizeof j->each);
+        } else {
+            if (!pack_all(j, share_a, shared)) {
+                stopped = true;
+                break;
+            }
+            *whole = (ready){shared, panel_offset(x, j->p0, 0)};
+        }
         stopped = !run_tasks(j, !share_a);
     }
     ane_scratch_pop(mine);
@@ -409,9 +496,7 @@ end:
 
 /* All on this thread, both operands packed by the one task. */
 static ane_status run_serial(job *j, ane_error *err) {
-    j->mb = j->ap.count;
-    j->nb = j->bp.count;
-    j->tasks_n = 1;
+    j->tasks_m = j->tasks_n = 1;
     run_task(j, 0);
     return atomic_load(&j->failed) ? ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for panels")
                                    : ANE_OK;
@@ -423,14 +508,18 @@ static size_t work_of(const job *j) {
     return w;
 }
 
+static size_t whole_scratch(const job *j) {
+    return block_scratch(j, j->pa, j->pb, j->ap.count, j->bp.count);
+}
+
 static bool small(const job *j) {
-    return work_of(j) < SERIAL_WORK * 4 && block_scratch(j, j->ap.count, j->bp.count) < (1u << 20);
+    return work_of(j) < SERIAL_WORK * 4 && whole_scratch(j) < (1u << 20);
 }
 
 static ane_status run_one(job *j, void *given, ane_error *err) {
     if (!j->m || !j->n) return ANE_OK;
     if (gemv_fits(j)) return run_gemv(j, err);
-    if (!j->pa && !j->pb && small(j)) return run_serial(j, err);
+    if (!j->pa.data && !j->pb.data && small(j)) return run_serial(j, err);
     return run_whole(j, given, err);
 }
 
@@ -512,8 +601,7 @@ static ane_status use_packed(job *j, const void *packed, bool is_a, size_t p,
                         "[gemm] the packed operand was made for another product or kernel "
                         "(now %zu x %zu for %s); pack it again", rows, j->k, j->e->name);
     const char *data = (const char *)(h + 1) + (h->batch > 1 ? p * h->one : 0);
-    if (is_a) j->pa = data;
-    else j->pb = data;
+    (is_a ? &j->pa : &j->pb)->data = data;
     return ANE_OK;
 }
 
@@ -570,7 +658,7 @@ ane_status ane_gemm_with(const ane_kernels *limit, const ane_gemm_args *args, vo
         job j;
         fill(&j, limit, &g);
         /* Many products: one thread each. Few large ones: all threads on each in turn. */
-        size_t n = (size_t)g.batch, bytes = block_scratch(&j, j.ap.count, j.bp.count);
+        size_t n = (size_t)g.batch, bytes = whole_scratch(&j);
         bool many = n >= (size_t)ane_num_threads() * 2 && bytes <= SHARED_BYTES / 4;
         if (small(&j) || many) {
             size_t work = work_of(&j);
@@ -603,7 +691,7 @@ size_t ane_gemm_scratch(const ane_gemm_args *args) {
     bool swap = fill(&j, NULL, &g);
     const void *pa = swap ? g.packed_b : g.packed_a, *pb = swap ? g.packed_a : g.packed_b;
     if ((pa && pb) || gemv_fits(&j) || (!pa && !pb && small(&j))) return 0;
-    j.pa = pa, j.pb = pb;
+    j.pa.data = pa, j.pb.data = pb;
     bool share_a = shares_a(&j);
     const panels *x = share_a ? &j.ap : &j.bp;
     size_t part = part_of(&j, share_a), bytes = panels_bytes(x);

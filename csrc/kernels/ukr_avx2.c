@@ -35,8 +35,91 @@ static inline vf q_float(qi x) { return _mm256_cvtepi32_ps(x); }
 
 #include "tables.h"
 
-PACK(pack_6, 6)
 PACK(pack_16, 16)
+
+/* Panels of six: 8 k of 6 rows (or 4 k, where rows are neighbours) are 48 (24) floats, which
+ * leave as whole vectors. Edges go the general way. */
+PACK_LOOPS(edge_6, 6)
+
+#define SIX_ALONG(name, edge, LD, size)                                                   \
+    static void name(char *d, size_t stride, const char *s, int64_t s_i, size_t count,    \
+                     size_t k) {                                                          \
+        size_t whole = count / 6, k8 = k / 8 * 8;                                         \
+        for (size_t i = 0; i < whole; i++) {                                              \
+            const char *from = s + (int64_t)(i * 6) * s_i;                                \
+            float *to = (float *)(void *)(d + i * stride);                                \
+            for (size_t p = 0; p < k8; p += 8, from += 8 * size, to += 48) {              \
+                __m256d a[3], b[3];                                                       \
+                UNROLL for (int l = 0; l < 3; l++) {                                      \
+                    vf x = LD(from + 2 * l * s_i), y = LD(from + (2 * l + 1) * s_i);      \
+                    a[l] = _mm256_castps_pd(_mm256_unpacklo_ps(x, y));                    \
+                    b[l] = _mm256_castps_pd(_mm256_unpackhi_ps(x, y));                    \
+                    if (p * size % 64 == 0) {                                             \
+                        soon(from, (6 + 2 * l) * s_i);                                    \
+                        soon(from, (7 + 2 * l) * s_i);                                    \
+                    }                                                                     \
+                }                                                                         \
+                six_of(to, a, b);                                                         \
+            }                                                                             \
+        }                                                                                 \
+        if (whole * 6 < count)                                                            \
+            edge(d + whole * stride, stride, s + (int64_t)(whole * 6) * s_i, s_i,         \
+                 count - whole * 6, k);                                                   \
+        if (k8 < k && whole)                                                              \
+            edge(d + k8 * 24, stride, s + k8 * size, s_i, whole * 6, k - k8);             \
+    }
+
+#define SIX_ACROSS(name, edge, LD, size)                                                  \
+    static void name(char *d, size_t stride, const char *s, int64_t s_k, size_t count,    \
+                     size_t k) {                                                          \
+        /* A whole vector is read where six elements are wanted. */                       \
+        size_t whole = count < 8 ? 0 : (count - 2) / 6, k4 = k / 4 * 4;                   \
+        for (size_t p = 0; p < k4; p += 4)                                                \
+            for (size_t i = 0; i < whole; i++) {                                          \
+                const char *from = s + i * 6 * size + (int64_t)p * s_k;                   \
+                float *to = (float *)(void *)(d + i * stride) + p * 6;                    \
+                UNROLL for (int l = 0; l < 4; l++) soon(from, (4 + l) * s_k);             \
+                six_by_four(to, LD(from), LD(from + s_k), LD(from + 2 * s_k),             \
+                            LD(from + 3 * s_k));                                          \
+            }                                                                             \
+        if (whole * 6 < count)                                                            \
+            edge(d + whole * stride, stride, s + whole * 6 * size, s_k,                   \
+                 count - whole * 6, k);                                                   \
+        if (k4 < k && whole)                                                              \
+            edge(d + k4 * 24, stride, s + (int64_t)k4 * s_k, s_k, whole * 6, k - k4);     \
+    }
+
+/* a: (row 2l, row 2l+1) of k 0, 1 | 4, 5; b: of k 2, 3 | 6, 7. */
+static inline void six_of(float *to, const __m256d a[3], const __m256d b[3]) {
+    __m256d x[6] = {
+        _mm256_unpacklo_pd(a[0], a[1]), _mm256_shuffle_pd(a[2], a[0], 10),
+        _mm256_unpackhi_pd(a[1], a[2]), _mm256_unpacklo_pd(b[0], b[1]),
+        _mm256_shuffle_pd(b[2], b[0], 10), _mm256_unpackhi_pd(b[1], b[2]),
+    };
+    UNROLL for (int l = 0; l < 6; l += 2) {
+        v_storeu(to + l * 4, _mm256_castpd_ps(_mm256_permute2f128_pd(x[l], x[l + 1], 0x20)));
+        v_storeu(to + 24 + l * 4,
+                 _mm256_castpd_ps(_mm256_permute2f128_pd(x[l], x[l + 1], 0x31)));
+    }
+}
+
+/* The first six of each, one after the other. */
+static inline void six_by_four(float *to, vf r0, vf r1, vf r2, vf r3) {
+    __m256d b = _mm256_permute4x64_pd(_mm256_castps_pd(r1), _MM_SHUFFLE(0, 0, 2, 1));
+    __m256d c = _mm256_permute4x64_pd(_mm256_castps_pd(r2), _MM_SHUFFLE(1, 0, 0, 2));
+    __m256d d = _mm256_permute4x64_pd(_mm256_castps_pd(r3), _MM_SHUFFLE(2, 1, 0, 0));
+    v_storeu(to, _mm256_castpd_ps(_mm256_blend_pd(_mm256_castps_pd(r0), b, 8)));
+    v_storeu(to + 8, _mm256_castpd_ps(_mm256_blend_pd(b, c, 12)));
+    v_storeu(to + 16, _mm256_castpd_ps(_mm256_blend_pd(c, d, 14)));
+}
+
+SIX_ALONG(six_along_32, edge_6_along_32, v_loadu, 4)
+SIX_ALONG(six_along_16, edge_6_along_16, v_load16, 2)
+SIX_ALONG(six_along_b, edge_6_along_b, v_loadb, 2)
+SIX_ACROSS(six_across_32, edge_6_across_32, v_loadu, 4)
+SIX_ACROSS(six_across_16, edge_6_across_16, v_load16, 2)
+SIX_ACROSS(six_across_b, edge_6_across_b, v_loadb, 2)
+PACK_WITH(pack_6, 6, six_across, six_along)
 
 /* m rows of two vectors: 12 of the 16 registers hold sums, 2 hold B, 1 a broadcast. */
 static inline __attribute__((always_inline)) void rows_of(const size_t m, size_t k,
