@@ -270,8 +270,42 @@ def test_blocks_beside_each_other_may_use_one_name() -> None:
     for first, second in inner:         # each block reads its own values
         assert second["args"]["x"] == first["results"][0]
     assert inner[0][0]["results"] != inner[1][0]["results"]
-    # A name of the block around stays taken.
-    with pytest.raises(ValueError, match='"x" is already defined'):
-        _core.coreml_read(model(op("cond", arg("pred", "p"), msg(
-            4, op("relu", arg("x", "x"), msg(3, msg(1, "x"), msg(2, X))), msg(2, "x")),
-            branch), params=params))
+
+
+def inner_and_body(inner: str, after: bytes = b"", out: str = "y") -> _core.Program:
+    """if p: relu(relu(x)) else: relu(x), the first relu's name being `inner`; then `after`."""
+    def relu(x: str, name: str) -> bytes:
+        return op("relu", arg("x", x), msg(3, msg(1, name), msg(2, X)))
+
+    yes = msg(4, relu("x", inner), relu(inner, "u"), msg(2, "u"))
+    no = msg(4, relu("x", "w"), msg(2, "w"))
+    both = op("cond", arg("pred", "p"), yes, no, msg(3, msg(1, "y"), msg(2, X)))
+    params = msg(1, msg(1, "x"), msg(2, X)) + msg(1, msg(1, "p"), msg(2, tensor(BOOL)))
+    return _core.coreml_read(model(both + after, params=params, outputs=msg(2, out)))[0]
+
+
+def test_a_block_may_hide_a_name_of_the_block_around() -> None:
+    """Names are unique within a scope; the inner one counts where both are visible."""
+    program = inner_and_body("x")
+    body = program.block_info(program.functions()[0][2])
+    cond = next(i for o in body["ops"] if (i := program.op_info(o))["op"] == "cond")
+    first, second = (program.op_info(o) for o in program.block_info(cond["blocks"][0])["ops"])
+    assert first["args"]["x"] == program.functions()[0][3][0]
+    assert second["args"]["x"] == first["results"][0]
+
+
+def test_the_body_keeps_a_name_that_a_block_before_had() -> None:
+    """It may be the name of an output."""
+    after = op("relu", arg("x", "y"), msg(3, msg(1, "late"), msg(2, X)))
+    program = inner_and_body("late", after, out="late")
+    assert [program.value_info(v)["name"]
+            for v in program.block_info(program.functions()[0][2])["outputs"]] == ["late"]
+    assert program.text().count("relu(x = y)") == 1
+
+
+def test_a_name_is_unique_within_its_block() -> None:
+    for again in ("y", "x"):
+        with pytest.raises(ValueError, match=f'"{again}" is already defined'):
+            inner_and_body("t", op("relu", arg("x", "x"), msg(3, msg(1, again), msg(2, X))))
+    with pytest.raises(ValueError, match='"u" is already defined'):
+        inner_and_body("u")

@@ -16,7 +16,6 @@ typedef struct scope_entry {
     const char *name;
     ane_value *value;
     uint32_t hash;
-    int32_t shadowed;           /* entry this one hides, -1: none */
     int32_t next;               /* in the bucket */
 } scope_entry;
 
@@ -27,6 +26,7 @@ typedef struct reader {
     ane_weight_files *files;
     scope_entry *entries;
     int32_t n_entries, cap_entries;
+    int32_t mark;               /* where the entries of the block being read begin */
     int32_t *buckets;
     uint32_t n_buckets;         /* power of two */
     int type_depth;
@@ -208,19 +208,28 @@ static const ane_type *read_type(ane_wire *parent, const ane_wire_field *field, 
     return ane_wire_join(parent, &w) ? NULL : t;
 }
 
-/* In a package a name belongs to its block, so that both blocks of a while_loop may use the
- * same ones; in the graph it is the function's alone. A name free for a value of block b:
- * itself, or one made from it where a block beside has it. NULL: no memory. */
-static const char *free_name(reader *r, const ane_block *b, const char *name) {
-    const ane_function *f = r->function;
+/* In a package a name belongs to its block, which may hide one of a block around it; in the
+ * graph it is the function's alone. The name of a new value of block b in the graph: its own
+ * where that is free, else one made from it, for whoever is the inner one: a name of the
+ * function's body may be that of an output. A name that b itself has is left for the graph to
+ * refuse. NULL: out of memory. */
+static const char *own_name(reader *r, const ane_block *b, const char *name, ane_wire *w) {
+    ane_function *f = r->function;
     size_t n = strlen(name);
-    if (b == f->body || !ane_function_value(f, name, n)) return name;
+    ane_value *taken = ane_function_value(f, name, n);
+    if (!taken || scope_find(r, name) >= r->mark) return name;
     char *made = ane_arena_alloc(r->scratch, n + 12);
-    if (!made) return NULL;
+    if (!made) {
+        no_memory(w);
+        return NULL;
+    }
     do {
         snprintf(made, n + 12, "%s_%u", name, (unsigned)++r->renamed);
     } while (ane_function_value(f, made, strlen(made)));
-    return made;
+    if (b != f->body) return made;
+    ane_status st = ane_value_rename(taken, made, w->err);
+    if (st) ane_wire_stop(w, st);
+    return st ? NULL : name;
 }
 
 /* NamedValueType. */
@@ -693,8 +702,8 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
         if (!val || d.n_results != 1) {
             ane_wire_fail(&w, "const without value or with %d results", d.n_results);
         } else {
-            const char *own = scope_find(r, names[0]) < 0 ? free_name(r, b, names[0]) : NULL;
-            ane_status st = ane_const_create(b, own, val, false, &c, w.err);
+            const char *own = own_name(r, b, names[0], &w);
+            ane_status st = own ? ane_const_create(b, own, val, false, &c, w.err) : w.status;
             if (st) ane_wire_stop(&w, st);
             else if (!scope_put(r, names[0], c)) no_memory(&w);
         }
@@ -705,10 +714,9 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
         d.n_attrs = extra.n;
         d.declared = types;
         const char **own = ane_arena_alloc(r->scratch, (size_t)d.n_results * sizeof *own);
-        for (int i = 0; own && i < d.n_results; i++)
-            if (!(own[i] = scope_find(r, names[i]) < 0 ? free_name(r, b, names[i]) : names[i]))
-                own = NULL;
         if (!own) no_memory(&w);
+        for (int i = 0; own && i < d.n_results; i++)
+            if (!(own[i] = own_name(r, b, names[i], &w))) own = NULL;
         d.result_names = own;
     }
     if (!w.status && d.result_names) {
@@ -727,18 +735,18 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
 /* Fills a block: its parameters (nested blocks only), operations, outputs. */
 static void read_block(ane_wire *parent, const ane_wire_field *field, ane_block *b,
                        reader *r) {
-    int32_t mark = r->n_entries;
+    int32_t mark = r->n_entries, around = r->mark;
     ane_wire w = ane_wire_message(parent, field), again = w;
     ane_wire_field f;
     bool body = b == r->function->body;
+    r->mark = body ? 0 : mark;          /* the function's parameters are in its body's scope */
     while (!body && ane_wire_next(&again, &f)) {
         const char *name;
         const ane_type *type;
         ane_value *v;
         if (f.number != 1 || !read_named_type(&again, &f, r, &name, &type)) continue;
-        const char *own = free_name(r, b, name);
-        ane_status st = own ? ane_block_add_param(b, own, type, &v, again.err)
-                            : no_memory(&again);
+        const char *own = own_name(r, b, name, &again);
+        ane_status st = own ? ane_block_add_param(b, own, type, &v, again.err) : again.status;
         if (st) ane_wire_stop(&again, st);
         else if (!scope_put(r, name, v)) no_memory(&again);
     }
@@ -769,6 +777,7 @@ static void read_block(ane_wire *parent, const ane_wire_field *field, ane_block 
         ane_wire_join(&w, &again);
     }
     scope_leave(r, mark);
+    r->mark = around;
     ane_wire_join(parent, &w);
 }
 
