@@ -19,9 +19,11 @@
 #include <unistd.h>
 
 #define MAX_THREADS 4096
-/* Idle workers look this often before they sleep: some 10 to 30 microseconds, the gap
- * between two ops of a program; longer would take a notebook's other thread off its core. */
-#define SPINS 300
+/* Idle threads look this long before they sleep: the gap between two ops of a program, and
+ * what one thread is done before another at the end of a loop. To sleep and be woken costs
+ * some 30 microseconds, half of them the waker's. Longer would take a notebook's other
+ * thread off its core. */
+#define SPIN_NS 50000
 
 #define OPEN (1ull << 31)
 #define GENERATION(s) ((uint32_t)((s) >> 32))
@@ -64,6 +66,20 @@ static inline void relax(void) {
 #elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
+}
+
+typedef struct spin {
+    int turns;
+    int64_t end;                /* 0: not yet looked at the clock */
+} spin;
+
+/* One turn of waiting; false: it has been long enough. */
+static bool spin_on(spin *s) {
+    relax();
+    if (++s->turns % 32) return true;
+    int64_t now = ane_now_ns();
+    if (!s->end) s->end = now + SPIN_NS;
+    return now < s->end;
 }
 
 /* ------------------------------------------------------------------ how many threads */
@@ -287,16 +303,14 @@ static bool invited(uint64_t s, uint32_t seen) {
 static void *worker(void *arg) {
     worker_index = (int)(intptr_t)arg;
     uint32_t seen = 0;
-    for (int spins = 0;; spins++) {
+    for (spin idle = {0};;) {
         uint64_t s = atomic_load(&pool.state);
         if (invited(s, seen)) {
             if (!atomic_compare_exchange_strong(&pool.state, &s, s + 1)) continue;
             seen = GENERATION(s);
             work();
-            spins = 0;
-        } else if (spins < SPINS) {
-            relax();
-        } else {
+            idle = (spin){0};
+        } else if (!spin_on(&idle)) {
             ane_mutex_lock(&pool.lock);
             while (!invited(atomic_load(&pool.state), seen)) {
                 pool.sleepers++;
@@ -366,10 +380,7 @@ bool ane_parallel_for(size_t n, ane_task_fn *fn, void *arg) {
     if (journal) record(journal, begin);
 
     s = atomic_fetch_and(&pool.state, ~OPEN) & ~OPEN;
-    for (int i = 0; INSIDE(s) && i < SPINS; i++) {
-        relax();
-        s = atomic_load(&pool.state);
-    }
+    for (spin wait = {0}; INSIDE(s) && spin_on(&wait);) s = atomic_load(&pool.state);
     if (INSIDE(s)) {
         ane_mutex_lock(&pool.lock);
         while (INSIDE(atomic_load(&pool.state))) pthread_cond_wait(&pool.done, &pool.lock);
