@@ -343,7 +343,10 @@ def report(
     >>> print(report(lint("program(1.3) { }")))                         # doctest: +SKIP
     """
     if form == "text":
-        lines = [f"{filename}:{f}" if f.line else f"{filename}: {f}" for f in findings]
+        # A line of the text says which function it is; without lines the function has to.
+        several = len({f.function for f in findings}) > 1
+        lines = [f"{filename}:{f}" if f.line else
+                 f"{filename}: {f.function + ': ' if several else ''}{f}" for f in findings]
         if why:
             lines += _why(findings)
         counts = [
@@ -374,7 +377,8 @@ def report(
                 "locations": [{"physicalLocation": {
                     "artifactLocation": {"uri": filename},
                     "region": {"startLine": max(1, f.line), "startColumn": max(1, f.column)},
-                }}],
+                }, "logicalLocations": [{
+                    "name": f.what, "fullyQualifiedName": f"{f.function}: {f.what}"}]}],
             } for f in findings],
         }],
     }, indent=2)

@@ -78,6 +78,10 @@ def _value(feature: Feature | None, path: str) -> Any:
         with Image.open(path) as image:
             return image.convert(feature.image_mode)
     with open(path, "rb") as f:
+        if f.read(6) not in (b"\x93NUMPY", b"PK\x03\x04\x14\0", b"PK\x03\x04-\0"):
+            raise InputError(f"{path}: not an .npy file" + (
+                "" if feature is None else f", and '{feature.name}' takes an array"))
+        f.seek(0)
         value = np.load(f, allow_pickle=False)
     if not isinstance(value, np.ndarray):
         raise InputError(f"{path}: holds several arrays; give an .npy file")

@@ -288,8 +288,21 @@ def test_positions_and_reports():
     sarif = json.loads(report(found, "sarif", "a.mil"))
     result = next(r for r in sarif["runs"][0]["results"] if r["ruleId"] == "ANE25")
     assert result["locations"][0]["physicalLocation"]["region"]["startLine"] == 4
+    assert result["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] == "main: tile 'y'"
     with pytest.raises(ValueError, match="unknown form"):
         report(found, "xml")
+
+
+def test_a_report_without_lines_names_the_function():
+    def y(x):
+        return {"y": mil.ops.gelu(x=x)}
+
+    program = mil.build(y, {"x": mil.spec((1, 64, 1, 512), "fp16")}, name="one")
+    assert ": error: ANE12 gelu: gelu 'y'" in report(lint(program), "text", "m")
+    both = mil.build(y, {"x": mil.spec((1, 64, 1, 512), "fp16")}, name="two", program=program)
+    text = report(lint(both), "text", "m")
+    for name in ("one", "two"):
+        assert f"m: {name}: error: ANE12 gelu: gelu 'y'" in text
 
 
 def test_bad_arguments():

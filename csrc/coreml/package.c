@@ -884,7 +884,11 @@ ane_status ane_coreml_read(const void *data, size_t n, const ane_parse_options *
         else if (f.number == 502) main = f;
         else if (ane_coreml_model_kind(f.number)) other = ane_coreml_model_kind(f.number);
     }
-    if (ane_wire_join(&w, &first)) goto done;
+    if (ane_wire_join(&w, &first)) {
+        if (!main.number && !other)
+            ane_error_prefix(err, "not a Core ML specification, or a damaged one: ");
+        goto done;
+    }
     if (!main.number) {
         if (other)
             ane_wire_stop(&w, ane_fail(err, ANE_ERR_UNSUPPORTED,
