@@ -497,7 +497,7 @@ static id indices(size_t n) {
 /* What no account has shown, one way at a time. */
 static void make_odd(id *all, id desc, id proc, id status) {
     id port = cf_at(cf_get(status, "LiveInputList"), 0);
-    switch (knob.odd_attributes) {
+    switch ((long)knob.odd_attributes) {
     case 1:
         objc_release(*all);
         *all = cf_string("attributes");
