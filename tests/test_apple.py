@@ -151,7 +151,8 @@ def test_ten_thousand_cycles(run):
         assert left() == NOTHING, left()
         assert descriptors() == files
         grown = (pages() - start) * os.sysconf("SC_PAGESIZE")
-        assert grown < 900 * 1024, grown            # 100 bytes a cycle would show
+        quarantine = "libasan" in os.environ.get("LD_PRELOAD", "")     # keeps freed memory
+        assert quarantine or grown < 900 * 1024, grown      # 100 bytes a cycle would show
     """)
 
 
