@@ -109,12 +109,13 @@ void *ane_arena_alloc(ane_arena *a, size_t bytes) {
     if (!bytes) bytes = 16;
     chunk *c = a->head;
     if (!c || c->size - c->used < bytes) {
-        /* Chunks double up to 1 MiB; large requests get their own behind the head. */
+        /* Chunks double up to one large page; large requests get their own behind the head. */
         size_t size = c ? c->size * 2 : 4096;
-        if (size > (1u << 20)) size = 1u << 20;
+        if (size >= HUGE_FROM) size = HUGE_PAGE - ANE_ALIGN - CHUNK_HEAD;
         bool own = bytes > size / 2;
         if (own) size = bytes;
-        chunk *fresh = ane_malloc(CHUNK_HEAD + size);
+        chunk *fresh = size >= HUGE_FROM ? ane_aligned_alloc(CHUNK_HEAD + size)
+                                         : ane_malloc(CHUNK_HEAD + size);
         if (!fresh) return NULL;
         fresh->used = 0;
         fresh->size = size;
