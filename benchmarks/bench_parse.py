@@ -5,7 +5,7 @@
 A statement is about 110 bytes, as compiled programs have them: constants, reshapes and sums that
 refer far back. The parse includes type inference and the structural check; plan is
 anetorch.compile of a parsed program and bind, which plans for the shapes; "parse, verify, plan" is
-all three from the text. The last lines give the growth of time per statement from 999 statements to
+all three from the text: 20 ms for 3,000 statements is the limit. The last lines give the growth of time per statement from 999 statements to
 the largest text: 1 is linear.
 """
 
@@ -62,7 +62,8 @@ def main() -> None:
                            "parse, verify, plan": lambda s=source: everything(s),
                            "print": program.text, "clone": program.clone}.items():
             times = common.measure(call, repeats=repeats)
-            report.add(name, times, statements=n, ns_per_statement=times["minimum"] / n * 1e9)
+            facts = {"at_most_ms": 20} if n == 3000 and "," in name else {}
+            report.add(name, times, statements=n, ns_per_statement=times["minimum"] / n * 1e9, **facts)
             per_statement.setdefault(name, []).append(times["minimum"] / n)
     for name, cost in per_statement.items():
         print(f"{name}: time per statement grows by {cost[-1] / cost[1]:.2f} from {SIZES[1]} to {SIZES[-1]} statements")

@@ -110,11 +110,13 @@ def test_allocations_may_fail() -> None:
 
 def planned(statement: str, n: int) -> tuple[float, anetorch.Request]:
     s = "tensor<fp16, [2, 2]>"
-    body = "\n".join(f"{s} v{i + 1} = {statement.format(i=i, half=i // 2)};" for i in range(n))
+    body = "\n".join(f"{s} v{i + 1} = {(statement if i else MATMUL % 'i').format(i=i, half=i // 2)};"
+                     for i in range(n))
     p = Program.parse(f"""program(1.3)
 {{ func main<ios18>({s} v0) {{
     bool no = const()[name = string("no"), val = bool(false)];
     tensor<int32, [2]> perm = const()[name = string("perm"), val = tensor<int32, [2]>([1, 0])];
+    tensor<int32, [2]> shape = const()[name = string("shape"), val = tensor<int32, [2]>([2, 2])];
     {body} }} -> (v{n}); }}""")
     k = anetorch.compile(p)
     start = time.process_time()
@@ -125,9 +127,9 @@ def planned(statement: str, n: int) -> tuple[float, anetorch.Request]:
 MATMUL = "matmul(x = v{i}, y = v{%s}, transpose_x = no, transpose_y = no)"
 
 
-@pytest.mark.parametrize("statement", ["transpose(x = v{i}, perm = perm)", "relu(x = v{i})", MATMUL % "i",
-                                       MATMUL % "half"],
-                         ids=["transpose", "relu", "matmul", "matmul far back"])
+@pytest.mark.parametrize("statement", ["transpose(x = v{i}, perm = perm)", "reshape(x = v{i}, shape = shape)",
+                                       "relu(x = v{i})", MATMUL % "i", MATMUL % "half"],
+                         ids=["transpose", "reshape", "relu", "matmul", "matmul far back"])
 def test_plans_of_long_programs_are_linear(statement: str) -> None:
     """Eight times the statements take 64 times as long where anything is quadratic; half of that
     leaves room for caches and busy machines. Time is this process's own, the best of three. Nothing

@@ -296,6 +296,6 @@ const ane_op_row *ane_op_row_find(const char *name, int opset, const ane_op_row 
 
 int ane_op_param_index(const ane_op_row *row, const char *name) {
     for (int i = 0; i < row->n_params; i++)
-        if (!strcmp(row->params[i].name, name)) return i;
+        if (*row->params[i].name == *name && !strcmp(row->params[i].name, name)) return i;
     return -1;
 }

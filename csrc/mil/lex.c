@@ -19,12 +19,14 @@ static int column(const ane_lexer *lx, const char *p) {
     return c > INT_MAX ? INT_MAX : (int)c;
 }
 
-/* Classes of a byte: bit 0 letter or _, 1 digit, 2 hex digit, 3 @. */
+/* Classes of a byte: bit 0 letter or _, 1 digit, 2 hex digit, 3 @, 4 punctuation. */
 #define L 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
 #define H 5, 5, 5, 5, 5, 5
 static const unsigned char classes[256] = {
     ['0'] = 6, 6, 6, 6, 6, 6, 6, 6, 6, 6,
     ['@'] = 8, H, L, ['_'] = 1, ['a'] = H, L,
+    ['('] = 16, [')'] = 16, ['['] = 16, [']'] = 16, ['{'] = 16, ['}'] = 16, ['<'] = 16,
+    ['>'] = 16, [','] = 16, [';'] = 16, ['='] = 16, ['?'] = 16,
 };
 #undef L
 #undef H
@@ -195,7 +197,7 @@ ane_status ane__lex_next(ane_lexer *lx, ane_token *t) {
     }
     if (digit(c) || c == '-' || c == '+') return lex_number(lx, t);
     if (c == '"') return lex_string(lx, t);
-    if (c && strchr("()[]{}<>,;=?", c)) {
+    if (class_of(c) & 16) {
         t->kind = ANE_TOK_PUNCT;
         t->punct = c;
         t->n = 1;

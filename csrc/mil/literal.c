@@ -14,7 +14,7 @@ static bool dtype_word(const ane_token *t, ane_dtype *out) {
     if (t->kind != ANE_TOK_IDENT || t->n > 10) return false;
     for (int d = 0; d < ANE_DTYPE_COUNT; d++) {
         const char *name = ane_dtype_mil_name((ane_dtype)d);
-        if (!strncmp(name, t->s, t->n) && !name[t->n]) {
+        if (*name == *t->s && !strncmp(name, t->s, t->n) && !name[t->n]) {
             *out = (ane_dtype)d;
             return true;
         }

@@ -305,6 +305,23 @@ static ane_status make_const(ane_parser *ps, statement *s, const char *name) {
     return ANE_OK;
 }
 
+/* "matmul 'y': " in front of what messages say. Not by snprintf: each statement pays for it. */
+static void name_statement(ane_parser *ps, const statement *s) {
+    char *q = ps->op;
+    size_t n = strnlen(s->op_name, s->n_results ? 40 : 80);
+    memcpy(q, s->op_name, n);
+    q += n;
+    if (s->n_results) {
+        *q++ = ' ';
+        *q++ = '\'';
+        n = strnlen(s->names[0], 40);
+        memcpy(q, s->names[0], n);
+        q += n;
+        *q++ = '\'';
+    }
+    memcpy(q, ": ", 3);
+}
+
 ane_status ane__parse_statement(ane_parser *ps, ane_block *b, int depth) {
     statement s = {.block = b};
     ane_block *blocks[ANE_MAX_BLOCKS];
@@ -320,8 +337,7 @@ ane_status ane__parse_statement(ane_parser *ps, ane_block *b, int depth) {
     s.op = ps->tok;
     if (s.op.kind != ANE_TOK_IDENT) return ane__parse_expected(ps, "the name of an operation");
     if (!(s.op_name = ane__parse_word(ps, &s.op))) return ane__parse_nomem(ps);
-    if (s.n_results) snprintf(ps->op, sizeof ps->op, "%.40s '%.40s': ", s.op_name, s.names[0]);
-    else snprintf(ps->op, sizeof ps->op, "%.80s: ", s.op_name);
+    name_statement(ps, &s);
     s.row = ane_op_row_find(s.op_name, ps->f->opset, NULL);
     if ((st = ane__parse_next(ps))) return st;
     ane_token open = ps->tok;

@@ -16,10 +16,9 @@ static bool may_join(ane_graph *g, const ane_group *from, const ane_group *into,
         for (int k = 0; k < g->n_users[v->id]; k++) {
             int u = g->users[v->id][k];
             if (g->group[u] == from || g->group[u] == into || u > at) continue;
-            const ane_op *op = g->ops[u];
-            if (!ane_op_is_squeeze(op)) return false;
+            if (!g->squeeze[u]) return false;
             /* A squeeze stands for its own users. */
-            const ane_value *w = op->results[0];
+            const ane_value *w = g->ops[u]->results[0];
             for (int m = 0; m < g->n_users[w->id]; m++) {
                 int q = g->users[w->id][m];
                 if (g->group[q] != from && g->group[q] != into && q <= at) return false;
@@ -32,7 +31,7 @@ static bool may_join(ane_graph *g, const ane_group *from, const ane_group *into,
 ane_status ane_fuse_chain(ane_graph *g, ane_error *err) {
     for (int i = 0; i < g->n; i++) {
         const ane_op *op = g->ops[i];
-        if (g->group[i] || g->folded[i] || !ane_op_is_pointwise(op) || ane_op_is_squeeze(op) ||
+        if (g->group[i] || g->folded[i] || !ane_op_is_pointwise(op) || g->squeeze[i] ||
             op->results[0]->konst)
             continue;
         ane_group *grp = ane_group_new(g, ANE_GROUP_CHAIN);

@@ -60,16 +60,18 @@ ane_status ane_graph_build(const ane_function *f, ane_arena *arena, ane_graph *g
     g->number = ane_arena_alloc(arena, max_op * sizeof *g->number);
     g->group = ane_arena_alloc(arena, n * sizeof *g->group);
     g->folded = ane_arena_alloc(arena, n * sizeof *g->folded);
+    g->squeeze = ane_arena_alloc(arena, n * sizeof *g->squeeze);
     g->users = ane_arena_alloc(arena, nv * sizeof *g->users);
     g->n_users = ane_arena_alloc(arena, nv * sizeof *g->n_users);
     g->output = ane_arena_alloc(arena, nv * sizeof *g->output);
-    if (!g->ops || !g->number || !g->group || !g->folded || !g->users || !g->n_users ||
-        !g->output)
+    if (!g->ops || !g->number || !g->group || !g->folded || !g->squeeze || !g->users ||
+        !g->n_users || !g->output)
         return nomem(err);
     int k = 0;
     for (const ane_op *op = f->body->first; op; op = op->next, k++) {
         g->ops[k] = op;
         g->number[op->id] = k;
+        g->squeeze[k] = ane_op_is_squeeze(op);
     }
     for (int pass = 0; pass < 2; pass++) {
         for (k = 0; k < g->n; k++) {
@@ -143,7 +145,7 @@ bool ane_op_is_squeeze(const ane_op *op) {
                                         "flatten2d", "reshape_like"};
     if (op->n_results != 1) return false;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (strcmp(op->row->name, names[i])) continue;
+        if (*op->row->name != *names[i] || strcmp(op->row->name, names[i])) continue;
         const ane_value *x = ane_op_in(op, "x");
         const ane_type *a = x ? x->type : NULL, *b = op->results[0]->type;
         return a && a->kind == ANE_T_TENSOR && b->kind == ANE_T_TENSOR && ane_type_static(a) &&
@@ -153,7 +155,8 @@ bool ane_op_is_squeeze(const ane_op *op) {
 }
 
 const ane_value *ane_value_through(const ane_value *v) {
-    while (!v->konst && v->def && ane_op_is_squeeze(v->def)) v = ane_op_in(v->def, "x");
+    for (int i = 0; i < ANE_SQUEEZES && !v->konst && v->def && ane_op_is_squeeze(v->def); i++)
+        v = ane_op_in(v->def, "x");
     return v;
 }
 
@@ -170,29 +173,37 @@ bool ane_op_is_repeat(const ane_op *op) {
     return a->n > 1 && a->v[0]->type->rank > 0;
 }
 
-int ane_value_only_user(const ane_graph *g, const ane_value *v) {
-    if (g->output[v->id]) return -1;
+static int only_user(const ane_graph *g, const ane_value *v, int depth) {
+    if (g->output[v->id] || depth > ANE_SQUEEZES) return -1;
     int only = -1;
     for (int i = 0; i < g->n_users[v->id]; i++) {
         int u = g->users[v->id][i];
-        if (ane_op_is_squeeze(g->ops[u])) u = ane_value_only_user(g, g->ops[u]->results[0]);
+        if (g->squeeze[u]) u = only_user(g, g->ops[u]->results[0], depth + 1);
         if (u < 0 || (only >= 0 && u != only)) return -1;
         only = u;
     }
     return only;
 }
 
-bool ane_uses_after(const ane_graph *g, const ane_value *v, const ane_group *grp, int after) {
+int ane_value_only_user(const ane_graph *g, const ane_value *v) { return only_user(g, v, 0); }
+
+static bool uses_after(const ane_graph *g, const ane_value *v, const ane_group *grp, int after,
+                       int depth) {
+    if (depth > ANE_SQUEEZES) return false;
     for (int i = 0; i < g->n_users[v->id]; i++) {
         int u = g->users[v->id][i];
         if (g->group[u] == grp) continue;
-        if (ane_op_is_squeeze(g->ops[u])) {
-            if (!ane_uses_after(g, g->ops[u]->results[0], grp, after)) return false;
+        if (g->squeeze[u]) {
+            if (!uses_after(g, g->ops[u]->results[0], grp, after, depth + 1)) return false;
         } else if (u <= after) {
             return false;
         }
     }
     return true;
+}
+
+bool ane_uses_after(const ane_graph *g, const ane_value *v, const ane_group *grp, int after) {
+    return uses_after(g, v, grp, after, 0);
 }
 
 bool ane_value_escapes(const ane_graph *g, const ane_value *v, const ane_group *grp) {

@@ -89,6 +89,7 @@ typedef struct ane_graph {
     ane_group **group;                  /* by op number; NULL: alone */
     bool *folded;                       /* by op number: a widening cast that all its users
                                            take unconverted */
+    bool *squeeze;                      /* by op number: ane_op_is_squeeze */
     bool single;                        /* no op may join another: numerics that round each */
 } ane_graph;
 
@@ -114,6 +115,9 @@ ane_status ane_fuse_chain(ane_graph *g, ane_error *err);
 bool ane_op_is_pointwise(const ane_op *op);
 /* Result and operand differ in unit dims only: nothing moves, nothing is renumbered. */
 bool ane_op_is_squeeze(const ane_op *op);
+/* How many squeezes in a row are seen through: fusion gives up behind more, so that no program
+ * makes it walk, or recurse, far. */
+#define ANE_SQUEEZES 64
 /* v, or what it is a squeeze-like view of. */
 const ane_value *ane_value_through(const ane_value *v);
 bool ane_shape_same_but_ones(const ane_type *a, const ane_type *b);
