@@ -161,6 +161,28 @@ def test_fixed_lists_and_errors():
         ev(grow, {"x": [1, 2, 3], "k": 2**31 - 1})
 
 
+def test_a_growing_list_declared_with_the_length_it_begins_with():
+    """As coremltools writes every list into a package."""
+    text = """program(1.0) {
+        func main<ios15>(tensor<fp32, [2]> a, tensor<fp32, [2]> b) {
+            tensor<int32, []> n = const()[name = string("n"), val = tensor<int32, []>(2)];
+            tensor<bool, []> more = const()[name = string("more"), val = tensor<bool, []>(GROWS)];
+            tensor<string, []> d = const()[name = string("d"), val = tensor<string, []>("fp32")];
+            tensor<int32, []> zero = const()[name = string("zero"), val = tensor<int32, []>(0)];
+            tensor<int32, []> four = const()[name = string("four"), val = tensor<int32, []>(4)];
+            tensor<int32, [3]> at = const()[name = string("at"), val = tensor<int32, [3]>([4, 0, 2])];
+            list<tensor<fp32, [2]>, 2> ls = make_list(init_length = n, dynamic_length = more,
+                elem_shape = (n), dtype = d)[name = string("ls")];
+            list<tensor<fp32, [2]>, 2> l0 = list_write(ls = ls, index = zero, value = a)[name = string("l0")];
+            list<tensor<fp32, [2]>, 2> l4 = list_write(ls = l0, index = four, value = b)[name = string("l4")];
+            tensor<fp32, [3, 2]> y = list_gather(ls = l4, indices = at)[name = string("y")];
+        } -> (y); }"""
+    x = {"a": [1, 3], "b": [2, 4]}
+    same(only(ev(mil.parse(text.replace("GROWS", "true")), x)), np.float32([[2, 4], [1, 3], [0, 0]]))
+    with pytest.raises(IndexError, match="list_write.*index 4 is outside the list of 2"):
+        ev(mil.parse(text.replace("GROWS", "false")), x)
+
+
 def test_a_loop_over_a_list():
     """A list as loop variable: how TensorArrays come out of a converter."""
     def body(x):

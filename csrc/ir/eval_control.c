@@ -1,7 +1,8 @@
 /* Lists, states and classify. cond and while_loop belong to the walk.
  *
  * Lists are values: writing makes a new list that shares the elements. An element that was
- * never written reads as zeros when its type has a known shape. */
+ * never written reads as zeros when its type has a known shape. Whether a list grows is what
+ * make_list said: packages declare a growing list with the length that it begins with. */
 #include "ops_fn.h"
 
 #include <string.h>
@@ -14,7 +15,9 @@ ane_status ane__eval_make_list(ane_eval *ev) {
     int64_t n = ane_eval_i64(ev, "init_length", 1);
     if (n < 0) return ane_eval_fail(ev, ANE_ERR_INVALID, "'init_length' is %lld", (long long)n);
     ev->out[0] = ane__rt_items(ANE_T_LIST, n);
-    return ev->out[0] ? ANE_OK : no_list(ev, n);
+    if (!ev->out[0]) return no_list(ev, n);
+    ev->out[0]->grows = ane_op_bool(ev->op, "dynamic_length", true);
+    return ANE_OK;
 }
 
 ane_status ane__eval_list_length(ane_eval *ev) {
@@ -58,16 +61,15 @@ ane_status ane__eval_list_read(ane_eval *ev) {
 /* A list with the items of ls and room for n. */
 static ane_rt *copied(const ane_rt *ls, int64_t n) {
     ane_rt *r = ane__rt_items(ANE_T_LIST, n > ls->n ? n : ls->n);
+    if (r) r->grows = ls->grows;
     for (int64_t i = 0; r && i < ls->n; i++) r->items[i] = ane_rt_retain(ls->items[i]);
     return r;
 }
 
-static bool grows(ane_eval *ev) { return ane_op_in(ev->op, "ls")->type->length < 0; }
-
 ane_status ane__eval_list_write(ane_eval *ev) {
     const ane_rt *ls = ane_eval_in(ev, "ls");
     int64_t k;
-    ane_status st = wrapped(ev, ane_eval_f64(ev, "index", 0), ls->n, grows(ev), &k);
+    ane_status st = wrapped(ev, ane_eval_f64(ev, "index", 0), ls->n, ls->grows, &k);
     if (st) return st;
     ane_rt *r = ev->out[0] = copied(ls, k + 1);
     if (!r) return no_list(ev, k + 1);
@@ -116,7 +118,7 @@ ane_status ane__eval_list_scatter(ane_eval *ev) {
         return ane_eval_fail(ev, ANE_ERR_SHAPE, "%lld values for %lld indices",
                              (long long)v->shape[0], (long long)idx->count);
     for (int64_t i = 0; i < idx->count; i++) {
-        ane_status st = wrapped(ev, idx->data[i], ls->n, grows(ev), &k);
+        ane_status st = wrapped(ev, idx->data[i], ls->n, ls->grows, &k);
         if (st) return st;
         if (k >= most) most = k + 1;
     }

@@ -124,6 +124,7 @@ typedef struct ane_rt {
     double *data;                       /* TENSOR of numbers, STATE */
     const char **strings;               /* TENSOR of ANE_STRING; borrowed */
     int64_t n, cap;                     /* LIST, DICT (2n, key then value) */
+    bool grows;                         /* LIST: writing behind its end makes it longer */
     struct ane_rt **items;
     int refs;
 } ane_rt;
