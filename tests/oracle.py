@@ -133,6 +133,8 @@ def analyse(program: Any, inputs: dict[str, np.ndarray]) -> dict[str, Approx]:
                        np.concatenate([p.e for p in parts], axis), out.dtype)
         elif kind in ("add", "sub", "mul", "maximum", "minimum"):
             r = x.binary(kind, get(args["y"]))
+        elif kind in ("relu", "abs", "square", "sigmoid", "tanh", "silu"):
+            r = x.unary(kind)
         elif kind == "real_div":
             y = get(args["y"])
             assert not y.e.any()

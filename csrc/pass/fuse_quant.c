@@ -69,8 +69,8 @@ bool ane_op_is_quantized(const ane_graph *g, const ane_op *op, ane_quantized *q)
     *q = (ane_quantized){.x = NULL};
     bool conv = ane_op_is_conv(op);
     /* They run as convolutions, in groups of fuse_conv. */
-    if (!ane_fusion_on(g, "quant") || !ane_fusion_on(g, "conv") || !ane_kernel_on("conv") ||
-        !ane_kernel_on("int8") || (!conv && !ane_op_is_fixed_product(op)))
+    if (!ane_fusion_on(g, ANE_FUSE_quant) || !ane_fusion_on(g, ANE_FUSE_conv) || !ane_kernel_on(ANE_FAMILY_conv) ||
+        !ane_kernel_on(ANE_FAMILY_int8) || (!conv && !ane_op_is_fixed_product(op)))
         return false;
     bool linear = !conv && is_linear(op), turned = !conv && !linear && !ane_op_bool(op, "transpose_y", false);
     const ane_value *w = ane_op_in(op, conv || linear ? "weight" : "y");

@@ -48,7 +48,7 @@ ane_status ane_fuse_rows(ane_graph *g, ane_error *err) {
         if (!grp || !ane_group_add(g, grp, i))
             return ane_fail(err, ANE_ERR_NOMEM, "[compile] out of memory");
         grp->core = i;
-        if (!ane_fusion_on(g, kind == ANE_GROUP_SOFTMAX ? "softmax" : "reduce")) continue;
+        if (!ane_fusion_on(g, kind == ANE_GROUP_SOFTMAX ? ANE_FUSE_softmax : ANE_FUSE_reduce)) continue;
         const ane_value *x = ane_op_in(g->ops[i], "x");
         ane_status st = absorb(g, grp, x, x->type, err);
         if (st) return st;

@@ -4,11 +4,20 @@
 
 #include <string.h>
 
-bool ane_fusion_on(const ane_graph *g, const char *name) {
-    return !g->single && ane_env_flag(ANE_ENV_FUSION) && !ane_env_lists(ANE_ENV_NO_FUSE, name);
+bool ane_fusion_on(const ane_graph *g, ane_fusion which) {
+#define X(name) #name,
+    static const char *const names[] = {ANE_FUSION_MAP(X)};
+#undef X
+    return !g->single && ane_env_flag(ANE_ENV_FUSION) &&
+           !ane_env_lists(ANE_ENV_NO_FUSE, names[which]);
 }
 
-bool ane_kernel_on(const char *family) { return !ane_env_lists(ANE_ENV_NO_KERNELS, family); }
+bool ane_kernel_on(ane_family which) {
+#define X(name) #name,
+    static const char *const names[] = {ANE_FAMILY_MAP(X)};
+#undef X
+    return !ane_env_lists(ANE_ENV_NO_KERNELS, names[which]);
+}
 
 /* ---------------------------------------------------------------- index */
 
@@ -92,11 +101,11 @@ ane_status ane_graph_build(const ane_function *f, ane_arena *arena, ane_graph *g
 ane_status ane_graph_fuse(ane_graph *g, ane_error *err) {
     ane_status st = ANE_OK;
     ane_fuse_quant(g);
-    if (ane_fusion_on(g, "conv") && ane_kernel_on("conv")) st = ane_fuse_conv(g, err);
-    if (!st && ane_fusion_on(g, "attention")) st = ane_fuse_attention(g, err);
-    if (!st && ane_fusion_on(g, "product")) st = ane_fuse_product(g, err);
+    if (ane_fusion_on(g, ANE_FUSE_conv) && ane_kernel_on(ANE_FAMILY_conv)) st = ane_fuse_conv(g, err);
+    if (!st && ane_fusion_on(g, ANE_FUSE_attention)) st = ane_fuse_attention(g, err);
+    if (!st && ane_fusion_on(g, ANE_FUSE_product)) st = ane_fuse_product(g, err);
     if (!st) st = ane_fuse_rows(g, err);
-    if (!st && ane_fusion_on(g, "chain")) st = ane_fuse_chain(g, err);
+    if (!st && ane_fusion_on(g, ANE_FUSE_chain)) st = ane_fuse_chain(g, err);
     return st;
 }
 

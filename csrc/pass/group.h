@@ -1,20 +1,39 @@
 /* Fusion as grouping: a pass says which ops a device may compute as one step; the graph
  * itself stays as it was. An op outside every group is a step of its own. A group runs
  * where its last op stands (or at `at`), so nobody may need one of its values before that.
- *
- * Each kind has its own off switch in ANETORCH_NO_FUSE, named as here:
- *     attention softmax(scale Q K' + mask) V and its derivative, streamed
- *     product   bias, scale, activation, residual and casts around a matrix product
- *     conv      batch_norm, scale, activation, residual and a cast behind a convolution
- *     quant     dequantisation in front of a product of 8-bit operands
- *     softmax   scale and mask (any chain) in front of a softmax
- *     reduce    a chain in front of a reduction
- *     chain     element-wise ops into one pass
  */
 #ifndef ANE_GROUP_H
 #define ANE_GROUP_H
 
 #include "../ir/ops.h"
+
+/* Every fusion has its own off switch: its name here, in ANETORCH_NO_FUSE. Tests take the list
+ * from here, and docs/environment.md describes each. */
+#define ANE_FUSION_MAP(X)                                                                  \
+    X(attention)    /* softmax(scale Q K' + mask) V and its derivative, streamed */         \
+    X(product)      /* bias, scale, activation, residual, casts around a matrix product */  \
+    X(conv)         /* batch_norm, scale, activation, residual, a cast behind a conv */     \
+    X(quant)        /* dequantisation in front of a product of 8-bit operands */            \
+    X(softmax)      /* scale and mask (any chain) in front of a softmax */                  \
+    X(reduce)       /* a chain in front of a reduction */                                   \
+    X(chain)        /* element-wise ops into one pass */                                    \
+    X(steps)        /* cheap ops of a chain on vectors that stay in registers */
+
+/* Families of fast kernels, switched off alone by ANETORCH_NO_KERNELS: plain evaluation, or
+ * (product, layout) another kernel. */
+#define ANE_FAMILY_MAP(X) X(conv) X(pool) X(norm) X(int8) X(product) X(layout)
+
+typedef enum ane_fusion {
+#define X(name) ANE_FUSE_##name,
+    ANE_FUSION_MAP(X)
+#undef X
+} ane_fusion;
+
+typedef enum ane_family {
+#define X(name) ANE_FAMILY_##name,
+    ANE_FAMILY_MAP(X)
+#undef X
+} ane_family;
 
 typedef enum ane_group_kind {
     ANE_GROUP_CHAIN, ANE_GROUP_PRODUCT, ANE_GROUP_REDUCE, ANE_GROUP_SOFTMAX,
@@ -98,10 +117,8 @@ ane_status ane_graph_build(const ane_function *f, ane_arena *arena, ane_graph *g
                            ane_error *err);
 /* All fusions that are switched on. */
 ane_status ane_graph_fuse(ane_graph *g, ane_error *err);
-bool ane_fusion_on(const ane_graph *g, const char *name);
-
-/* Is this family of fast kernels on (ANETORCH_NO_KERNELS)? Off: plain evaluation. */
-bool ane_kernel_on(const char *family);
+bool ane_fusion_on(const ane_graph *g, ane_fusion which);
+bool ane_kernel_on(ane_family which);
 
 /* In fuse_*.c; run in this order. */
 ane_status ane_fuse_attention(ane_graph *g, ane_error *err);

@@ -2,7 +2,9 @@
  * table. Each room has a testing_<room>.c of its own; this file is their list. */
 #include "testing.h"
 
+#include "../base/env.h"
 #include "../base/mem.h"
+#include "../pass/group.h"
 
 static PyObject *py_fail_after(PyObject *self, PyObject *args) {
     (void)self;
@@ -12,7 +14,53 @@ static PyObject *py_fail_after(PyObject *self, PyObject *args) {
     return PyLong_FromLong(ANE_INTERNAL(ane_mem_fail_after)(n, sticky != 0));
 }
 
+/* Every way to turn one optimisation off. */
+static PyObject *py_switches(PyObject *self, PyObject *unused) {
+    static const struct {
+        const char *variable, *value;
+    } all[] = {
+        {"ANETORCH_FUSION", "0"},
+        {"ANETORCH_NO_VIEWS", "1"},
+#define X(name) {"ANETORCH_NO_FUSE", #name},
+        ANE_FUSION_MAP(X)
+#undef X
+#define X(name) {"ANETORCH_NO_KERNELS", #name},
+        ANE_FAMILY_MAP(X)
+#undef X
+    };
+    PyObject *list = PyList_New(0);
+    (void)self;
+    (void)unused;
+    for (size_t i = 0; list && i < sizeof all / sizeof *all; i++) {
+        PyObject *row = Py_BuildValue("(ss)", all[i].variable, all[i].value);
+        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+static PyObject *py_variables(PyObject *self, PyObject *unused) {
+    static const char *const names[] = {
+#define X(name, def, doc) "ANETORCH_" #name,
+        ANE_ENV_MAP(X)
+#undef X
+    };
+    PyObject *list = PyList_New(0);
+    (void)self;
+    (void)unused;
+    for (size_t i = 0; list && i < sizeof names / sizeof *names; i++) {
+        PyObject *s = PyUnicode_FromString(names[i]);
+        if (!s || PyList_Append(list, s) < 0) Py_CLEAR(list);
+        Py_XDECREF(s);
+    }
+    return list;
+}
+
 static PyMethodDef methods[] = {
+    {"switches", py_switches, METH_NOARGS,
+     PyDoc_STR("switches() -> [(variable, value), ...]\n\nEach turns one optimisation off.")},
+    {"variables", py_variables, METH_NOARGS,
+     PyDoc_STR("variables() -> [name, ...]\n\nEvery variable that the library reads.")},
     {"fail_after", py_fail_after, METH_VARARGS,
      PyDoc_STR("fail_after(n, sticky=False) -> int\n\nThe n-th allocation from now fails "
                "(0: none). Returns how many were seen since the last call.")},

@@ -319,7 +319,7 @@ ane_status ane_expr_build(ane_planner *pl, const ane_graph *g, const ane_group *
         if (ane_value_escapes(g, v, grp)) e->store[k++] = b.reg[v->id] - 1;
     }
     for (int i = 0; i < e->n_ins; i++) e->flops += e->ins[i].fn != NULL;
-    if (!result && ane_fusion_on(g, "steps") && !ane_expr_fuse_steps(e, b.n_virtual, arena))
+    if (!result && ane_fusion_on(g, ANE_FUSE_steps) && !ane_expr_fuse_steps(e, b.n_virtual, arena))
         goto nomem;
     if (!assign_registers(e, b.n_virtual, arena)) goto nomem;
     *out = e;

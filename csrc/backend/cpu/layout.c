@@ -23,7 +23,7 @@ static bool passes_on(const ane_op *op) {
 
 void ane_plan_layout(ane_planner *pl) {
     const ane_graph *g = pl->graph;
-    if (!ane_kernel_on("layout")) return;
+    if (!ane_kernel_on(ANE_FAMILY_layout)) return;
     for (int i = 0; i < g->n; i++) {
         const ane_op *op = g->ops[i];
         if (op->n_results != 1 || op->results[0]->konst) continue;

@@ -99,6 +99,10 @@ ane_status ane_plan_chain(ane_planner *pl, const ane_graph *g, const ane_group *
     s->data = c;
     s->label = ane_group_label(pl, g, grp);
     s->kernel = ane_vec_get()->name;
+    bool runs = false;
+    for (int i = 0; i < e->n_ins; i++) runs = runs || e->ins[i].run;
+    if (runs) s->kernel = ane_arena_printf(arena, "runs__%s", ane_vec_get()->name);
+    if (!s->kernel) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     s->flops = e->flops * (double)count;
     s->in_place = true;
     ane_expr_arrange(e, true);

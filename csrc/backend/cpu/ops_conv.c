@@ -40,7 +40,7 @@ static void window_of(const ane_op *op, ane_window *w) {
 }
 
 bool ane_conv_is_product(const ane_op *op) {
-    if (strcmp(op->row->name, "conv") || !ane_kernel_on("product")) return false;
+    if (strcmp(op->row->name, "conv") || !ane_kernel_on(ANE_FAMILY_product)) return false;
     ane_window w;
     window_of(op, &w);
     for (int d = 0; d < 3; d++)

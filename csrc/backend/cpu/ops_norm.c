@@ -215,7 +215,7 @@ ane_status ane_plan_norm(ane_planner *pl, const ane_op *op, bool *done) {
     bool layer = !strcmp(name, "layer_norm"), instance = !strcmp(name, "instance_norm");
     *done = false;
     if (pl->opts->target) return ANE_OK;        /* which may narrow gamma and the like */
-    if ((!layer && !instance && strcmp(name, "l2_norm")) || !ane_kernel_on("norm")) return ANE_OK;
+    if ((!layer && !instance && strcmp(name, "l2_norm")) || !ane_kernel_on(ANE_FAMILY_norm)) return ANE_OK;
     const ane_value *x = ane_op_in(op, "x");
     const ane_type *t = x->type;
     if (!ane_dtype_is_float(t->dtype) || !ane_type_static(t) || !ane_type_count(t)) return ANE_OK;

@@ -21,7 +21,7 @@ ane_status ane_plan_pool(ane_planner *pl, const ane_op *op, bool *done) {
     int kind = 0;
     while (kind < 3 && strcmp(op->row->name, names[kind])) kind++;
     *done = false;
-    if (kind == 3 || !ane_kernel_on("pool")) return ANE_OK;
+    if (kind == 3 || !ane_kernel_on(ANE_FAMILY_pool)) return ANE_OK;
     const ane_value *x = ane_op_in(op, "x");
     if (!ane_dtype_is_float(x->type->dtype) || !ane_type_static(x->type) ||
         !ane_type_static(op->results[0]->type))

@@ -89,7 +89,7 @@ static ane_status run_quant(ane_exec *ex, const ane_step *s, ane_error *err) {
 ane_status ane_plan_quant(ane_planner *pl, const ane_op *op, bool *done) {
     bool down = !strcmp(op->row->name, "quantize");
     *done = false;
-    if ((!down && strcmp(op->row->name, "dequantize")) || !ane_kernel_on("int8") ||
+    if ((!down && strcmp(op->row->name, "dequantize")) || !ane_kernel_on(ANE_FAMILY_int8) ||
         pl->opts->target)
         return ANE_OK;
     const ane_value *x = ane_op_in(op, "input"), *z = ane_op_in(op, "zero_point");

@@ -154,7 +154,7 @@ static ane_status plan_alone(ane_planner *pl, int i) {
             grp->product.bias = ane_op_in(op, "bias");
         return plan_group(pl, grp);
     }
-    if (ane_op_is_conv(op) && ane_kernel_on("conv")) {
+    if (ane_op_is_conv(op) && ane_kernel_on(ANE_FAMILY_conv)) {
         ane_group *grp = ane_group_new(g, ANE_GROUP_CONV);
         if (!grp || !ane_group_add(g, grp, i))
             return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
