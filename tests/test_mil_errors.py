@@ -70,6 +70,7 @@ ROWS = {
     "output is a literal": whole("program(1.3) { func f<ios18>(fp16 x) { } -> (1); }", 1, 46, "expected an output's name, got '1'"),
     "outputs open": whole("program(1.3) { func f<ios18>(fp16 x) { } -> (x; }", 1, 47, "expected ',' or ')' to close the '(' of line 1, column 45, got ';'"),
     "return": stmt("return x;", "return", "expected a statement or '}', got 'return'; outputs are named behind the block, as in } -> (y);"),
+    "body not closed": whole("program(1.3) {\nfunc f<ios18>(fp16 x) {\n-> (x);}", 3, 1, "expected a statement or '}' to close the '{' of line 2, column 23, got '->'"),
     "body open": whole("program(1.3) {\nfunc f<ios18>() {\n", 3, 1, f"expected a statement or '}}' to close the '{{' of line 2, column 17, {END}"),
     # ---- statements
     "positional": stmt("tensor<fp16, [2, 3]> y = relu(x);", "x);", "relu 'y': arguments are given as name = value; expected '=' behind x, got ')'"),

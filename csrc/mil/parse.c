@@ -166,7 +166,7 @@ static ane_status parse_body(ane_parser *ps, ane_block *b, int depth) {
     ane_status st = ane__parse_punct(ps, '{', "of the body");
     if (st) return st;
     while (!ane__is_punct(&ps->tok, '}')) {
-        if (ps->tok.kind == ANE_TOK_END)
+        if (ps->tok.kind != ANE_TOK_IDENT)
             return ane__parse_close(ps, '}', &open, "a statement");
         if ((st = ane__parse_statement(ps, b, depth))) return st;
     }

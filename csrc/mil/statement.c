@@ -328,7 +328,6 @@ ane_status ane__parse_statement(ane_parser *ps, ane_block *b, int depth) {
     int n_blocks = 0;
     const char *name;
     ane_status st;
-    if (ps->tok.kind != ANE_TOK_IDENT) return ane__parse_expected(ps, "a statement or '}'");
     if (ane__is_word(&ps->tok, "return"))
         return ane__parse_fail(ps, &ps->tok, "expected a statement or '}', got 'return'; "
                                "outputs are named behind the block, as in } -> (y);");
