@@ -25,6 +25,7 @@ from anetorch.env import InputError
 from anetorch.lint import fix as fix_program
 from anetorch.lint import lint as find
 from anetorch.lint import report
+from anetorch.mil import Program
 from anetorch.report import trace_events
 from anetorch.runtime import compare as compare_kernels
 
@@ -183,7 +184,7 @@ def show(path: str, say: Say, *, function: str | None = None, text: bool = True)
     >>> show("m.mlpackage", print)                                      # doctest: +SKIP
     """
     with _plain(path):
-        program, _ = read(path, allow_missing=True)
+        program, description = read(path, allow_missing=True)
         if function is not None and function not in program.functions:
             raise InputError(f"{path}: no function {function}; there is "
                              f"{', '.join(program.functions)}")
@@ -191,9 +192,26 @@ def show(path: str, say: Say, *, function: str | None = None, text: bool = True)
             say(program.text().rstrip("\n"))
         for name in [function] if function else program.functions:
             say("")
-            say(f"{name}:")
-            for line in table(costs(program.functions[name])):
+            fixed, shapes = _at_default_shapes(Model(program, description, function=name))
+            say(f"{name}, with {shapes}:" if shapes else f"{name}:")
+            for line in table(costs(fixed.functions[name])):
                 say(line)
+
+
+def _at_default_shapes(model: Model) -> tuple[Program, str]:
+    """The program with known shapes, and the ones that were chosen; as it is where none is
+    unknown or none is declared."""
+    inputs = model.program.functions[model.function].inputs
+    chosen = [v.name for v in inputs if v.type[0] == "tensor" and None in v.shape]
+    if chosen:
+        try:
+            fixed = model.at_default_shapes()
+        except (ValueError, NotImplementedError):
+            return model.program, ""
+        types = {v.name: list(v.shape) for v in fixed.functions[model.function].inputs
+                 if v.type[0] == "tensor"}
+        return fixed, ", ".join(f"{name}{types[name]}" for name in chosen)
+    return model.program, ""
 
 
 # ------------------------------------------------------------------ lint

@@ -401,6 +401,13 @@ ANE_API uint64_t ane_program_generation(const ane_program *p);  /* grows with ev
 ANE_API ane_status ane_program_verify(const ane_program *p, ane_error *err);
 ANE_API ane_status ane_program_clone(const ane_program *p, ane_program **out,
                                      ane_error *err);
+/* A new program of one function, the named parameters (n of them) with other types of
+ * the same rank and dtype, and what follows from them inferred anew: how flexible shapes
+ * become fixed ones. */
+ANE_API ane_status ane_program_specialize(const ane_program *p, const char *function,
+                                          const char *const *names,
+                                          const ane_type *const *types, int n,
+                                          ane_program **out, ane_error *err);
 /* The same functions, statement for statement: what prints to the same text. Versions may
  * differ (they only say how types are spelled), and so may the places in a file. */
 ANE_API bool ane_program_same(const ane_program *a, const ane_program *b);

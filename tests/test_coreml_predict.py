@@ -133,8 +133,29 @@ def test_enumerated_shapes(tmp_path):
                 padding=1).numpy()
         # 27 products and a bias summed in fp32, one rounding of the result.
         assert (np.abs(model.predict({"x": x})["y"] - exact) <= 30 * 2.0**-24 * scale).all()
-    with pytest.raises(ValueError, match=r"one of .*\(1, 3, 8, 8\).* got \(1, 3, 8, 4\)"):
+    with pytest.raises(ValueError, match=r"one of .*\(1, 3, 8, 8\).* got \(1, 3, 8, 4\): MultiArray Shape "
+                       r"\(1 x 3 x 8 x 4\) was not in enumerated set of allowed shapes"):
         model.predict({"x": np.zeros((1, 3, 8, 4))})
+
+
+def test_flexible_shapes_of_a_text(tmp_path):
+    """A compiled model says in its text what a package says in its description."""
+    kind = ("tuple<tuple<string, dict<string, tensor<int32, [?]>>>, "
+            "tuple<string, dict<string, list<tensor<int32, [2]>, ?>>>>")
+    (tmp_path / "m.mil").write_text(f"""program(1.3) {{
+    func main<ios17>(tensor<fp32, [?, 4]> x) [FlexibleShapeInformation = {kind}((
+        ("DefaultShapes", {{{{"x", [2, 4]}}}}), ("RangeDims", {{{{"x", [[2, 8], [4, 4]]}}}})))] {{
+        tensor<fp32, [?, 4]> y = relu(x = x);
+    }} -> (y); }}""")
+    model = anetorch.load(tmp_path / "m.mil")
+    feature = model.inputs["x"]
+    assert feature.shape == (2, 4) and feature.ranges == ((2, 8), (4, 4))
+    assert model.predict({"x": np.ones((8, 4))})["y"].shape == (8, 4)
+    for n in (1, 9):
+        with pytest.raises(ValueError, match=rf"expected shape 2..8x4, got \({n}, 4\): Size "
+                           rf"\({n}\) of dimension \(0\) is not in allowed range \(2..8\)"):
+            model.predict({"x": np.ones((n, 4))})
+    assert model.at_default_shapes().function.outputs[0].shape == (2, 4)
 
 
 def test_optional_inputs_have_defaults(tmp_path):

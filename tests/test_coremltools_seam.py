@@ -250,16 +250,23 @@ def test_compute_plan(installed):
 
 
 def test_compute_plan_of_flexible_shapes(installed):
-    """Where it runs is known, what it weighs is not."""
+    """Weighed at the default shapes."""
     from coremltools.converters.mil.mil import get_new_symbol
 
     @mb.program(input_specs=[mb.TensorSpec(shape=(2, get_new_symbol()))])
     def program(x):
-        return mb.exp(x=x, name="y")
+        y = mb.add(x=mb.exp(x=x, name="e"), y=x, name="y")
+        return mb.non_zero(x=y, name="n")
 
     plan, ops = plan_of(program)
-    assert plan.get_compute_device_usage_for_mlprogram_operation(ops[-1]) is not None
-    assert plan.get_estimated_cost_for_mlprogram_operation(ops[-1]) is None
+    weights = {}
+    for op in ops:
+        if op.operator_name == "const":
+            continue
+        assert plan.get_compute_device_usage_for_mlprogram_operation(op) is not None
+        cost = plan.get_estimated_cost_for_mlprogram_operation(op)
+        weights[op.operator_name] = cost and cost.weight
+    assert weights == {"exp": pytest.approx(2 / 5), "add": pytest.approx(3 / 5), "non_zero": None}
 
 
 def test_uninstall_restores_everything():

@@ -325,6 +325,28 @@ def test_flexible_shapes_from_python() -> None:
 # ------------------------------------------------------------------ nested blocks
 
 
+def test_specialize() -> None:
+    """One function alone, with known shapes; the program itself stays as it was."""
+    p = mil.build(lambda x, s: {"y": mil.ops.read_state(input=s) @ x},
+                  {"x": mil.spec((None, 4), "fp16"), "s": mil.state((2, 3), "fp16")})
+    mil.build(lambda x: {"y": x}, {"x": mil.spec((None,), "fp32")}, name="two", program=p)
+    before = p.text()
+    q = p.specialize({"x": (3, 4)})
+    assert list(q.functions) == ["main"] and q.outputs[0].shape == (2, 4)
+    assert [op.type for op in q.function.body] == [op.type for op in p.function.body]
+    assert p.specialize({"x": np.array([7])}, "two").function.outputs[0].shape == (7,)
+    assert p.specialize({}, "two") == mil.build(
+        lambda x: {"y": x}, {"x": mil.spec((None,), "fp32")}, name="two")
+    for shapes, text in [({"x": (3, 5)}, "cannot have the shape"), ({"x": (3,)}, "cannot have"),
+                         ({"x": (-1, 4)}, "cannot have"), ({"z": (1,)}, "takes x, s"),
+                         ({"x": (2, 4)}, "matmul 'y': the inner dimensions differ")]:
+        with pytest.raises(ValueError, match=text):
+            p.specialize(shapes)
+    with pytest.raises(KeyError):
+        p.specialize({}, "three")
+    assert p.text() == before
+
+
 def test_cond() -> None:
     def fn(x, flag):
         scale = x * 2.0

@@ -243,6 +243,18 @@ def test_open_shapes_have_no_count(work: Path, capsys: pytest.CaptureFixture[str
     assert out.splitlines()[-1].split()[-2:] == ["0+", "0+"]
 
 
+def test_flexible_shapes_count_at_their_default(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "f.mil").write_text("""program(1.3) { func main<ios17>(tensor<fp16, [?, 4]> x)
+        [FlexibleShapeInformation = tuple<tuple<string, dict<string, tensor<int32, [?]>>>>((
+            ("DefaultShapes", {{"x", [6, 4]}})))]
+        { tensor<fp16, [?, 4]> y = exp(x = x); } -> (y); }""")
+    code, out, _ = call(capsys, "show", "f.mil", "--no-text")
+    assert code == 0 and "main, with x[6, 4]:" in out
+    assert out.splitlines()[-2].split() == ["exp", "y", "fp16[6,", "4]", "24", "96"]
+
+
 # ---------------------------------------------------------------- lint
 
 def test_lint_exit_codes_and_forms(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,20 @@ class Feature:
         """Pillow's mode of an image; None for other kinds."""
         return _PIL_MODE.get(self.color)
 
+    def refusal(self, shape: tuple[int, ...]) -> str:
+        """Why :meth:`accepts` said no: what is expected, and in Core ML's words what is wrong."""
+        text = f"expected shape {self.shapes_text()}, got {shape}"
+        if self.enumerated:
+            size = " x ".join(map(str, shape))
+            return f"{text}: MultiArray Shape ({size}) was not in enumerated set of allowed shapes"
+        if self.ranges and len(shape) == len(self.ranges):
+            i, n, (low, high) = next(
+                (i, n, r) for i, (n, r) in enumerate(zip(shape, self.ranges))
+                if n < r[0] or r[1] is not None and n > r[1])
+            return (f"{text}: Size ({n}) of dimension ({i}) is not in allowed range "
+                    f"({low}..{'' if high is None else high})")
+        return text
+
     def shapes_text(self) -> str:
         """The shapes that are allowed, for messages."""
         if self.enumerated:

@@ -134,6 +134,7 @@ class Model:
     def _own_interface(self) -> dict[str, Any]:
         """Features straight from the function's types, for texts without a description."""
         _, _, block, params = next(f for f in self.program.functions() if f[0] == self.function)
+        defaults, limits = (self._flexible_shapes(k) for k in ("DefaultShapes", "RangeDims"))
 
         def feature(value: int, flexible: bool) -> dict[str, Any]:
             info = self.program.value_info(value)
@@ -150,7 +151,13 @@ class Model:
                 "doc": "", "dtype": dtype, "shape": [1 if n is None else n for n in dims],
             }
             if flexible and any(n is None for n in dims):
-                d["ranges"] = [(1, -1) if n is None else (n, n) for n in dims]
+                default, limit = (table.get(info["name"], ()) for table in (defaults, limits))
+                if len(default) == len(dims):
+                    d["shape"] = [int(a) if n is None else n for n, a in zip(dims, default)]
+                if len(limit) != len(dims):
+                    limit = [(1, -1)] * len(dims)
+                d["ranges"] = [(int(a[0]), int(a[1])) if n is None else (n, n)
+                               for n, a in zip(dims, limit)]
             return d
 
         made = [feature(v, True) for v in params]
@@ -160,6 +167,11 @@ class Model:
             "states": [f for f in made if f["kind"] == "state"],
             "outputs": outs,
         }
+
+    def _flexible_shapes(self, what: str) -> dict[str, Any]:
+        """By input, what a text says about its shapes: a package's description says more."""
+        said = self.program.attrs(self.function).get("FlexibleShapeInformation", ())
+        return dict(said).get(what, {})
 
     # -- classifiers: the op gives a label and a dictionary; the kernel gives probabilities
 
@@ -194,6 +206,26 @@ class Model:
                 program.set_outputs(block, [*keep, source])
             self._kernel = compile_program(program, function=self.function, **self._options)
         return self._kernel
+
+    def at_default_shapes(self) -> Program:
+        """The program of this function with the default shapes of its inputs, so that every
+        type is known as far as it depends on them; nothing is compiled. Raises ValueError
+        where none is declared for an unknown dimension.
+
+        >>> anetorch.load("flexible.mlpackage").at_default_shapes()      # doctest: +SKIP
+        """
+        shapes = {}
+        for v in self.program.functions[self.function].inputs:
+            feature = self.inputs.get(v.name)
+            if feature is None or v.type[0] != "tensor" or None not in v.shape:
+                continue
+            if not self._description and v.name not in self._flexible_shapes("DefaultShapes"):
+                raise ValueError(f"[at_default_shapes] {v!r} has no default shape")
+            if feature.kind == "image":         # its height and width end [1, C, H, W]
+                shapes[v.name] = (*v.shape[:-2], *feature.shape)
+            else:
+                shapes[v.name] = feature.shape
+        return self.program.specialize(shapes, self.function)
 
     def make_state(self) -> State:
         """Fresh zeros for every state of the model (an empty State where it has none)."""
@@ -275,10 +307,7 @@ class Model:
             a = a.reshape(want)
         if feature.kind in ("array", "state") and not feature.accepts(a.shape):
             if a.shape not in ((), (1,)) or want not in ((), (1,)):
-                raise ValueError(
-                    f"[predict] '{feature.name}': expected shape {feature.shapes_text()}, "
-                    f"got {a.shape}"
-                )
+                raise ValueError(f"[predict] '{feature.name}': {feature.refusal(a.shape)}")
         # Through the declared dtype first: that is what crosses the model's boundary.
         if feature.dtype and a.dtype != np.dtype(feature.dtype):
             a = a.astype(feature.dtype)

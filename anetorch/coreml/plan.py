@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from anetorch.coreml.model import Model
 from anetorch.costs import Cost, costs
 from anetorch.mil import Block, Function, Op, Program, Value
 
@@ -92,15 +93,22 @@ class ComputePlan:
     """The proxy behind coremltools' ``MLComputePlan``. (Made without a program by its
     subclass for remote devices, which answers for itself.)"""
 
-    def __init__(self, program: Program | None = None) -> None:
+    def __init__(
+        self, program: Program | None = None, description: dict[str, Any] | None = None
+    ) -> None:
         self._weights: dict[int, float | None] = {}
         if program is None:
             return
         self._program = program
         self._structure = structure(program)
         for name in program.functions:
-            found = [(c.op, _time(c)) for c in costs(program.functions[name])
-                     if not _known(c.op)]
+            # Weighed at the default shapes: the same operations in the same order.
+            try:
+                fixed = Model(program, description, function=name).at_default_shapes()
+            except ValueError:          # none is declared
+                fixed = program
+            weighed = zip(costs(program.functions[name]), costs(fixed.functions[name]), strict=True)
+            found = [(c.op, _time(w)) for c, w in weighed if not _known(c.op)]
             total = sum(t or 0 for _, t in found)
             for op, t in found:
                 self._weights[op.id] = t if t is None else t / total if total else 0.0
@@ -127,7 +135,7 @@ class ComputePlan:
 
     def get_estimated_cost_for_mlprogram_operation(self, operation: Any) -> Any:
         """Its share of its function's time; None for a constant, an operation of another
-        plan, and where a dimension is known only when the program runs."""
+        plan, and where a dimension depends on more than the default shapes."""
         from coremltools.models.compute_plan import MLComputePlanCost
 
         op = self._mine(operation)

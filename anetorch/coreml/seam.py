@@ -45,10 +45,12 @@ def _compiled_root() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="anetorch-")
 
 
-def _program(path: str, what: str = "anetorch cannot load this model") -> Program:
-    """The program alone; Core ML knows one kind of failure."""
+def _read(
+    path: str, what: str = "anetorch cannot load this model"
+) -> tuple[Program, dict[str, Any] | None]:
+    """Program and description, compiling nothing; Core ML knows one kind of failure."""
     try:
-        return read(path, allow_missing=True)[0]
+        return read(path, allow_missing=True)
     except (OSError, ValueError, NotImplementedError, SyntaxError) as e:
         raise RuntimeError(f"{what}: {e}") from e
 
@@ -79,7 +81,7 @@ class _Proxy:
     @staticmethod
     def compileModel(path: str) -> str:  # noqa: N802 (coremltools' name)
         """Core ML compiles into a folder; ours is the package itself, copied."""
-        _program(path, "Error compiling model")
+        _read(path, "Error compiling model")
         path = os.path.abspath(path)
         own = tempfile.mkdtemp(dir=_compiled_root().name)
         folder = Path(own) / (Path(path).stem + ".mlmodelc")
@@ -103,14 +105,14 @@ class _Proxy:
 
     @staticmethod
     def get_model_structure(path: str) -> Any:
-        return structure(_program(path))
+        return structure(_read(path)[0])
 
     @staticmethod
     def get_compute_plan(path: str, compute_units: str) -> Any:
         """The plan of predictions here: the CPU, whichever units are asked for."""
         from coremltools.models.compute_plan import MLComputePlan
 
-        return MLComputePlan(ComputePlan(_program(path)))
+        return MLComputePlan(ComputePlan(*_read(path)))
 
     @staticmethod
     def create_model_asset_from_path(path: str) -> Any:

@@ -7,7 +7,7 @@ no state, so they see every edit, and the handle of something removed raises Key
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -423,6 +423,35 @@ class Program(_core.Program):
         from anetorch.mil.builder import into
 
         return into(self, block if isinstance(block, int) else block.id, before)
+
+    def specialize(
+        self, shapes: Mapping[str, Sequence[int]], function: str | None = None
+    ) -> Program:
+        """A program of one function alone, with these shapes of its inputs by name, and every
+        type behind them inferred anew. Known dimensions must stay as they are.
+
+        Raises KeyError for an unknown function, ValueError for an unknown input or a shape
+        that the input, or an operation behind it, does not take.
+
+        >>> import anetorch.mil as mil
+        >>> p = mil.build(lambda x: {"y": x @ x}, {"x": mil.spec((None, None), "fp16")})
+        >>> p.specialize({"x": (4, 4)}).function
+        <Function main<ios18>(x: fp16[4, 4]) -> (y: fp16[4, 4])>
+        """
+        f = self.function if function is None else self.functions[function]
+        params = {v.name: v for v in f.inputs}
+        types = []
+        for name, shape in shapes.items():
+            if name not in params:
+                raise ValueError(f"[specialize] {f.name} has no input {name!r}; it takes "
+                                 f"{', '.join(params) or 'none'}")
+            v, dims = params[name], tuple(int(n) for n in shape)
+            if len(dims) != v.rank or any(n < 0 or m not in (None, n)
+                                          for n, m in zip(dims, v.shape)):
+                raise ValueError(f"[specialize] {v!r} cannot have the shape {dims}")
+            kind: Type = ("tensor", v.dtype, dims)
+            types.append((name, ("state", kind) if v.type[0] == "state" else kind))
+        return self._specialize(f.name, types)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a Core ML package or a text, as the name's ending says (``.mlpackage``,

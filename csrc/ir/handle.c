@@ -191,6 +191,27 @@ ane_status ane_graph_set_attr(ane_program *p, uint32_t id, const char *name,
 
 /* ---------------------------------------------------------------- editing */
 
+ane_status ane_program_specialize(const ane_program *p, const char *function,
+                                  const char *const *names, const ane_type *const *types,
+                                  int n, ane_program **out, ane_error *err) {
+    const ane_function *f = ane_program_function(p, function);
+    if (!f)
+        return ane_fail(err, ANE_ERR_NOT_FOUND, "specialize: no function \"%.80s\"", function);
+    const ane_type **all = ane_calloc((size_t)f->n_params, sizeof *all);
+    if (!all) return ane__nomem(err);
+    ane_status st = ANE_OK;
+    for (int i = 0; i < n && !st; i++) {
+        int k = 0;
+        while (k < f->n_params && strcmp(f->params[k]->name, names[i])) k++;
+        if (k < f->n_params) all[k] = types[i];
+        else st = ane_fail(err, ANE_ERR_INVALID, "specialize: %s has no parameter \"%.80s\"",
+                           f->name, names[i]);
+    }
+    if (!st) st = ane_function_specialize(f, all, out, err);
+    ane_free(all);
+    return st;
+}
+
 ane_status ane_graph_add_function(ane_program *p, const char *name, const char *opset_tag,
                                   const char *const *names, const ane_type *const *types,
                                   int n, uint32_t *out, ane_error *err) {

@@ -34,6 +34,7 @@ const ane_const *ane_py_const_typed(ane_py_state *st, ane_program *p, PyObject *
                                     const ane_type *type, const char *what);
 
 /* program_edit.c */
+ANE_PROGRAM_METHOD(ane_py_program_specialize);
 ANE_PROGRAM_METHOD(ane_py_program_add_function);
 ANE_PROGRAM_METHOD(ane_py_program_add_op);
 ANE_PROGRAM_METHOD(ane_py_program_add_const);

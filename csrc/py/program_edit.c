@@ -99,6 +99,28 @@ done:
     return out;
 }
 
+ANE_PROGRAM_METHOD(ane_py_program_specialize) {
+    static char *keys[] = {"function", "params", NULL};
+    const ane_program *p = ANE_PROGRAM(self)->p;
+    ane_program *scratch = NULL, *out = NULL;       /* types are copied out of scratch */
+    const char *function;
+    PyObject *list = NULL, *result = NULL;
+    params q = {0};
+    ane_error err = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "sO:_specialize", keys, &function, &list))
+        return NULL;
+    if (ane_program_create("1.3", &scratch, &err)) return raise(self, &err);
+    if (params_from(scratch, list, &q) < 0) goto done;
+    if (ane_program_specialize(p, function, q.names, q.types, (int)q.n, &out, &err))
+        (void)raise(self, &err);
+    else
+        result = ane_py_program_make(Py_TYPE(self), ANE_PROGRAM(self)->st, out);
+done:
+    params_free(&q);
+    ane_program_release(scratch);
+    return result;
+}
+
 ANE_PROGRAM_METHOD(ane_py_program_add_block) {
     static char *keys[] = {"like", "params", NULL};
     ane_program *p = ANE_PROGRAM(self)->p;

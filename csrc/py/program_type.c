@@ -543,6 +543,8 @@ static PyMethodDef methods[] = {
                "views where they are large.")},
     {"users", program_users, METH_O,
      PyDoc_STR("users(value id) -> [op ids]\n\nScans the function.")},
+    {"_specialize", KW(ane_py_program_specialize),
+     PyDoc_STR("_specialize(function, [(name, type)]) -> a program of this function alone")},
     {"add_function", KW(ane_py_program_add_function),
      PyDoc_STR("add_function(name, opset, [(name, type)]) -> (block id, [value ids])")},
     {"add_block", KW(ane_py_program_add_block),
