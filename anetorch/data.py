@@ -23,10 +23,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from anetorch.env import InputError, cache_dir
+from anetorch.env import InputError, available_memory, cache_dir, gigabytes
 
 __all__ = ["Corpus", "Text", "Vocabulary", "Windows", "bigram_loss", "collect_documents",
            "default_corpus", "read_corpus"]
@@ -260,34 +261,63 @@ def _store_cached(path: Path, documents: Sequence[tuple[str, bytes]]) -> None:
 
 # ---------------------------------------------------------------- the user's files
 
+_CHUNK = 1 << 22
+
+
+class _TextCheck:
+    """Looks at text piece by piece. Raises InputError for what is not UTF-8 text."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.at = where, 0
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def piece(self, chunk: bytes, final: bool) -> None:
+        if (zero := chunk.find(0)) >= 0:
+            raise InputError(f"{self.where} is not text (byte 0 at offset {self.at + zero:,}): give "
+                             "text files only")
+        try:
+            self.decoder.decode(chunk, final=final)
+        except UnicodeDecodeError as e:
+            first = self.at + len(chunk) - len(e.object) + e.start
+            raise InputError(f"{self.where} is not UTF-8 text (byte 0x{e.object[e.start]:02x} at offset "
+                             f"{first:,}): convert it, e.g. with iconv -t UTF-8") from None
+        self.at += len(chunk)
+
+
+def _read_stream(f: BinaryIO, where: str) -> bytes:
+    """What has no size beforehand: a pipe, a terminal, a device. It is looked at as it comes and
+    bounded by the memory that is free, since it need not end."""
+    check, pieces = _TextCheck(where), []
+    most = (available_memory() or 1 << 32) // 4
+    while chunk := f.read(_CHUNK):
+        check.piece(chunk, False)
+        pieces.append(chunk)
+        if check.at > most:
+            raise InputError(f"{where} has not ended after {gigabytes(check.at)}, and is read into "
+                             "memory: write it to a file and name that")
+    check.piece(b"", True)
+    return b"".join(pieces)
+
+
 def _open_text(path: Path) -> memoryview:
     """A text file, mapped. Raises InputError for what is not readable UTF-8 text."""
     where = f"[train] {path}"
     try:
         with open(path, "rb") as f:
-            size = os.fstat(f.fileno()).st_size
-            if size == 0 and not (data := f.read()):        # a pipe has size 0 too
-                raise InputError(f"{where} is empty: give a file with text")
-            view = memoryview(data if size == 0 else mmap.mmap(f.fileno(), 0,
-                                                               access=mmap.ACCESS_READ))
+            if not os.fstat(f.fileno()).st_size:            # a pipe has size 0 too
+                if not (data := _read_stream(f, where)):
+                    raise InputError(f"{where} is empty: give a file with text")
+                return memoryview(data)
+            view = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
         raise InputError(f"{where} does not exist: check the name") from None
     except IsADirectoryError:
         raise InputError(f"{where} is a folder: name the files in it") from None
     except OSError as e:
         raise InputError(f"{where} cannot be read: {e.strerror}") from None
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for at in range(0, len(view), 1 << 22):
-        chunk = bytes(view[at:at + (1 << 22)])
-        if (zero := chunk.find(0)) >= 0:
-            raise InputError(f"{where} is not text (byte 0 at offset {at + zero:,}): give text "
-                             "files only")
-        try:
-            decoder.decode(chunk, final=at + len(chunk) == len(view))
-        except UnicodeDecodeError as e:
-            first = at + len(chunk) - len(e.object) + e.start
-            raise InputError(f"{where} is not UTF-8 text (byte 0x{e.object[e.start]:02x} at offset "
-                             f"{first:,}): convert it, e.g. with iconv -t UTF-8") from None
+    check = _TextCheck(where)
+    for at in range(0, len(view), _CHUNK):
+        check.piece(bytes(view[at:at + _CHUNK]), at + _CHUNK >= len(view))
     return view
 
 

@@ -123,6 +123,7 @@ MISTAKES: dict[str, tuple[list[str], str, Callable[[Path], None] | None]] = {
     "negative size": (["train", *BAD], "intermediate_size must be at least 1, got -64",
                       config(intermediate_size=-64)),
     "zero layers": (["train", *BAD], "num_hidden_layers must be at least 1", config(num_hidden_layers=0)),
+    "zero head width": (["train", *BAD], "head_dim must be at least 1, got 0", config(head_dim=0)),
     "a size that is text": (["train", *BAD], "hidden_size must be an integer, got '32'",
                             config(hidden_size="32")),
     "vocabulary too small": (["train", *BAD], "vocab_size of 64 ends before it: use at least 256",
@@ -142,6 +143,8 @@ MISTAKES: dict[str, tuple[list[str], str, Callable[[Path], None] | None]] = {
                                   "/proc/self: cannot write to the folder: .*: give another", None),
     "file that fails": (["train", "/proc/self/mem", *SMALL[1:]],
                         r"/proc/self/mem cannot be read: Input/output error", None),
+    "a device without end": (["train", "/dev/zero", *SMALL[1:]],
+                             r"/dev/zero is not text \(byte 0 at offset 0\)", None),
     "runs is a file": (["train", *SMALL], "anetorch-runs.*--out",
                        text("anetorch-runs", b"")),
     "generate from nowhere": (["generate", "--from", "nowhere"], "nowhere does not exist: give the "

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import math
+import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +171,45 @@ def test_unusable_files(tmp_path: Path, content: bytes | None, what: str) -> Non
     with pytest.raises(InputError, match=what) as e:
         read_corpus([path])
     assert "x.txt" in str(e.value)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Callable[[Iterable[bytes]], Path]:
+    """A named pipe that somebody writes these pieces into, until nobody reads."""
+    def make(pieces: Iterable[bytes]) -> Path:
+        path = tmp_path / "pipe.txt"
+        os.mkfifo(path)
+
+        def write() -> None:
+            with contextlib.suppress(BrokenPipeError), open(path, "wb", buffering=0) as f:
+                for piece in pieces:
+                    f.write(piece)
+
+        threading.Thread(target=write, daemon=True).start()
+        return path
+
+    return make
+
+
+def test_a_pipe_is_read(pipe: Callable[[Iterable[bytes]], Path], tmp_path: Path) -> None:
+    text = ("Zeile ä\n" * 1_000_000).encode()                 # a character across a piece's border
+    (tmp_path / "x.txt").write_bytes(text)
+    assert len(text) > 2 * data._CHUNK
+    got, want = read_corpus([pipe([text])]), read_corpus([tmp_path / "x.txt"])
+    assert got.digest == want.digest
+
+
+@pytest.mark.parametrize("pieces, what", [
+    ([], "pipe.txt is empty"),
+    (itertools.chain([b"abc\n" * 1000], itertools.repeat(b"\0" * 4096)), r"not text \(byte 0 at offset 4,000\)"),
+    ([b"abc\xc3"], r"not UTF-8 text \(byte 0xc3 at offset 3\)"),
+    (itertools.repeat(b"text without end\n" * 4096), "has not ended after .* MB, and is read into memory: write"),
+])
+def test_what_a_pipe_must_not_be(pipe: Callable[[Iterable[bytes]], Path], pieces: Iterable[bytes], what: str,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "available_memory", lambda: 100 << 20)
+    with pytest.raises(InputError, match=what):
+        read_corpus([pipe(pieces)])
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

@@ -141,6 +141,8 @@ class Config:
         if kind == "qwen3":
             # What Qwen3Config assumes where the file is silent.
             d.setdefault("head_dim", 128)
+        if d.get("head_dim") == 0:          # the field's own word for "not given"
+            raise ValueError(f"[{where}] head_dim must be at least 1, got 0")
         names = {f.name for f in dataclasses.fields(cls)}
         known = {k: v for k, v in d.items() if k in names and v is not None}
         missing = [
