@@ -34,7 +34,7 @@ PUBLIC_HEADERS = ["ane.h", "bridge/ane_bridge.h"]   # below csrc/; installed as 
 # drops the file, and `anetorch info` says so. Higher sets are switched off so that no
 # compiler feels free to use them.
 X86_ISA = {
-    "_avx2": ["-mavx2", "-mfma", "-mf16c", "-mno-avx512f"],
+    "_avx2": ["-mavx2", "-mfma", "-mf16c", "-mprfchw", "-mno-avx512f"],
     "_avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq",
                 "-mavx512vl"],
     "_avx512vnni": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq",

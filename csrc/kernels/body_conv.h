@@ -32,44 +32,22 @@ static void conv_finish(const ane_conv_post *p, float *c, size_t ld, size_t m, s
 
 #include "conv_post.h"
 
+#define CONV_SPREAD(p) v_set1(*(p))
+#define CONV_DOT(s, a, w) v_fma(a, w, s)
+
 static inline __attribute__((always_inline)) void conv_rows(const size_t m, const size_t nv,
                                                             const ane_conv_tile *t) {
     vf s[CONV_MR][CONV_NV];
     EACH s[i][j] = v_set1(0);
-    /* What the store needs is on its way while the sums are made. */
-    UNROLL for (size_t i = 0; i < m; i++) __builtin_prefetch(t->c + i * t->ldc, 1);
-    if (t->post && t->post->res)
-        UNROLL for (size_t i = 0; i < m; i++)
-            __builtin_prefetch(t->post->res + (int64_t)i * t->post->res_s);
-    const float *b = t->b;
-    const float *const *rows = t->a;
-    for (size_t seg = 0; seg < t->segs; seg++, rows += CONV_MR) {
-        const float *a[CONV_MR];
-        UNROLL for (size_t i = 0; i < m; i++) a[i] = rows[i] + t->skip;
-        for (size_t k = 0; k < t->len; k++, b += CONV_NR) {
-            vf w[CONV_NV];
-            UNROLL for (size_t j = 0; j < nv; j++) w[j] = v_loadu(b + j * VW);
-            __builtin_prefetch(b + 12 * CONV_NR);
-            UNROLL for (size_t i = 0; i < m; i++) {
-                vf v = v_set1(a[i][k]);
-                UNROLL for (size_t j = 0; j < nv; j++) s[i][j] = v_fma(v, w[j], s[i][j]);
-            }
-        }
-    }
+    CONV_FETCH(t, m)
+    CONV_TAPS(t, m, nv, s, vf, v_loadu, CONV_SPREAD, CONV_DOT)
     size_t tail = t->n - (nv - 1) * VW;
     float *c = t->c;
     if (t->add) {
         EACH s[i][j] = v_add(LOAD(c + i * t->ldc, j), s[i][j]);
     }
     if (t->post) { CONV_POST(s, t->post, m, nv, tail) }
-    if (tail == VW) {
-        EACH v_storeu(c + i * t->ldc + j * VW, s[i][j]);
-    } else {
-        EACH {
-            if (j + 1 < nv) v_storeu(c + i * t->ldc + j * VW, s[i][j]);
-            else v_store_n(c + i * t->ldc + j * VW, s[i][j], tail);
-        }
-    }
+    CONV_STORE(s, c, t->ldc, m, nv, tail)
 }
 
 #define CONV_CASE(m, nv) case (nv) * 16 + (m): conv_rows(m, nv, t); break;
@@ -162,6 +140,16 @@ static void conv_rows_in(float *dst, size_t ld, const char *src, ane_dtype dtype
         return;
     }
     size_t i = 0, whole = channels / VW * VW;
+    if (s_i == size && !whole && ld == channels)
+        /* Few channels: a whole vector per position, whose tail the next one overwrites. */
+        for (; i + 2 * VW <= rows; i += VW) {
+            vf r[VW];
+            UNROLL for (size_t l = 0; l < VW; l++)
+                r[l] = l < channels ? load_any(src + (int64_t)i * s_i + (int64_t)l * s_c, dtype, VW)
+                                    : v_set1(0);
+            v_transpose(r);
+            UNROLL for (size_t l = 0; l < VW; l++) v_storeu(dst + (i + l) * ld, r[l]);
+        }
     if (s_i == size)
         for (; i + VW <= rows; i += VW) {
             for (size_t c = 0; c < whole; c += VW) {

@@ -7,20 +7,8 @@ static inline __attribute__((always_inline)) void qconv_rows(const size_t m, con
                                                              const ane_conv_tile *t) {
     qi q[CONV_MR][CONV_NV];
     EACH q[i][j] = q_zero();
-    const float *b = t->b;
-    const float *const *rows = t->a;
-    for (size_t seg = 0; seg < t->segs; seg++, rows += CONV_MR) {
-        const float *a[CONV_MR];
-        UNROLL for (size_t i = 0; i < m; i++) a[i] = rows[i] + t->skip;
-        for (size_t k = 0; k < t->len; k++, b += CONV_NR) {
-            qi w[CONV_NV];
-            UNROLL for (size_t j = 0; j < nv; j++) w[j] = q_load(b + j * VW);
-            UNROLL for (size_t i = 0; i < m; i++) {
-                qi v = q_pair(a[i] + k);
-                UNROLL for (size_t j = 0; j < nv; j++) q[i][j] = q_dot(q[i][j], v, w[j]);
-            }
-        }
-    }
+    CONV_FETCH(t, m)
+    CONV_TAPS(t, m, nv, q, qi, q_load, q_pair, q_dot)
     size_t tail = t->n - (nv - 1) * VW;
     float *c = t->c;
     if (t->add) {
@@ -33,10 +21,7 @@ static inline __attribute__((always_inline)) void qconv_rows(const size_t m, con
     } else {
         EACH s[i][j] = q_raw(q[i][j]);
     }
-    EACH {
-        if (LANES(j) == VW) v_storeu(c + i * t->ldc + j * VW, s[i][j]);
-        else v_store_n(c + i * t->ldc + j * VW, s[i][j], tail);
-    }
+    CONV_STORE(s, c, t->ldc, m, nv, tail)
 }
 
 #define QCONV_CASE(m, nv) case (nv) * 16 + (m): qconv_rows(m, nv, t); break;

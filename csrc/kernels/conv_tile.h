@@ -31,6 +31,12 @@ typedef struct ane_conv_tile {
     size_t ldc, n;
     bool add;
     const ane_conv_post *post;
+    /* Fetched meanwhile: from `ahead` a step per k, and the lines that the tile after this
+     * one stores to and takes its residual from. */
+    const char *ahead;
+    size_t ahead_step;
+    const float *next_c;
+    const char *next_res;
 } ane_conv_tile;
 
 /* y[i][c] = sum over taps of a[t][i*step + c] * w[t][c]: px <= 4 positions. w's rows have

@@ -7,15 +7,7 @@
 
 #include "tables.h"
 
-#define CONV_MR 12
-#define CONV_NV 2
-#define CONV_CASES                                                                        \
-    CONV_CASE(1, 1) CONV_CASE(2, 1) CONV_CASE(3, 1) CONV_CASE(4, 1) CONV_CASE(5, 1)       \
-    CONV_CASE(6, 1) CONV_CASE(7, 1) CONV_CASE(8, 1) CONV_CASE(9, 1) CONV_CASE(10, 1)      \
-    CONV_CASE(11, 1) CONV_CASE(12, 1)                                                     \
-    CONV_CASE(1, 2) CONV_CASE(2, 2) CONV_CASE(3, 2) CONV_CASE(4, 2) CONV_CASE(5, 2)       \
-    CONV_CASE(6, 2) CONV_CASE(7, 2) CONV_CASE(8, 2) CONV_CASE(9, 2) CONV_CASE(10, 2)      \
-    CONV_CASE(11, 2) CONV_CASE(12, 2)
+#include "conv_avx512.h"
 #include "conv_post.h"
 
 typedef __m512i qi;
