@@ -26,8 +26,9 @@ import numpy as np
 
 from anetorch.weights import WeightFile, save_file
 
-__all__ = ["FORMAT", "Checkpoint", "CheckpointError", "checkpoints", "load", "newest", "save"]
+__all__ = ["FORMAT", "KEEP", "Checkpoint", "CheckpointError", "checkpoints", "load", "newest", "save"]
 
+KEEP = 2        # checkpoints of a run, besides one that is being written
 FORMAT = 1      # raised when an older anetorch could not read the file correctly
 NAME = re.compile(r"checkpoint-(\d{8,19})\.safetensors")
 LEFTOVER = re.compile(r"\.checkpoint-\d{8,19}\.safetensors\.(\d{1,10})\.tmp")
@@ -124,7 +125,7 @@ def _sweep(folder: Path, keep: int) -> None:
 
 
 def save(folder: str | os.PathLike[str], step: int, tensors: Mapping[str, Any],
-         meta: Mapping[str, Any] | None = None, *, keep: int = 2,
+         meta: Mapping[str, Any] | None = None, *, keep: int = KEEP,
          name: str | None = None) -> Path:
     """Writes `folder/checkpoint-<step>.safetensors` and keeps the newest `keep` of them.
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from anetorch import _core
+from anetorch.checkpoint import KEEP, checkpoints
 from anetorch.data import (Corpus, Vocabulary, Windows, bigram_loss, default_corpus, read_corpus,
                            validation_windows)
 from anetorch.env import InputError, check_memory, gigabytes
@@ -184,7 +185,7 @@ def train(options: Options, say: Callable[[str], None] = print) -> Outcome:
         config, name = make_config({**keys, "vocab_size": vocab.size}, str(o.model)), str(o.model)
     _check_fit(o, config, saved)
     folder_name = saved.path.parent if saved else o.out
-    _check_room(Path(folder_name or RUNS), config)
+    _check_room(Path(folder_name or RUNS), config, o, saved)
     with RunFolder(folder_name, o.resume, o.overwrite) as folder:
         say(f"model: {name}, {config.num_parameters():,} parameters, {config.num_hidden_layers} "
             f"layers, {config.num_attention_heads} heads over {config.num_key_value_heads} "
@@ -295,16 +296,22 @@ def _check_fit(o: Options, config: Config, saved: SavedState | None) -> None:
                  "use a smaller --model, --batch or --seq")
 
 
-def _check_room(folder: Path, config: Config) -> None:
-    """Before the folder is made, so that a full disk leaves nothing behind."""
-    need = config.num_parameters() * 12 * 2         # weights and two moments; two are kept
+def _check_room(folder: Path, config: Config, o: Options, saved: SavedState | None) -> None:
+    """Before the folder is made, so that a full disk leaves nothing behind. The old ones stay
+    until the new one is whole; those that a run goes on from are there already."""
+    step = saved.file.step if saved else 0
+    coming = (o.steps - 1) // o.save_every - step // o.save_every + 1 if o.steps > step else 0
+    have = len(checkpoints(folder)) if saved else 0
+    new = max(min(have + coming, KEEP + 1) - have, 0)
+    need = config.num_parameters() * 12 * new       # weights and two moments
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
     disk = shutil.disk_usage(there)
     if need > disk.free and disk.total:             # what is no disk (/proc) has no size
-        raise InputError(f"[train] {folder} has {gigabytes(disk.free)} free, and two checkpoints take "
-                         f"{gigabytes(need)}: make room or give another --out")
+        raise InputError(f"[train] {folder} has {gigabytes(disk.free)} free, and the run needs "
+                         f"{gigabytes(need)} for {new} checkpoint{'s' * (new > 1)} at a time: make "
+                         "room or give another --out")
 
 
 class Interrupt:

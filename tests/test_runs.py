@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -278,10 +279,23 @@ def test_a_small_disk_is_noticed_before_anything_is_written(work: Path,
     monkeypatch.setattr(shutil, "disk_usage", small)
     before = sorted(work.rglob("*"))
     for out, there in ((None, "."), ("a/b/c", "."), (str(work / "x"), str(work))):
-        with pytest.raises(InputError, match="has 0.0 MB free, and two checkpoints take 0.5 MB: make"):
+        with pytest.raises(InputError, match="has 0.0 MB free, and the run needs 0.2 MB for 1 checkpoint at a "
+                                             "time: make"):
             train(Options(files=("text.txt",), model="micro.json", seq=16, steps=1, out=out))
         assert asked.pop() == Path(there)
+    # Two are kept while the third is written; a run that goes on has some of them already.
+    size = 250_000
+    options = Options(files=("text.txt",), model="micro.json", seq=16, steps=4, out="run", save_every=1)
+    with pytest.raises(InputError, match="needs 0.7 MB for 3 checkpoints at a time"):
+        train(options)
     assert sorted(work.rglob("*")) == before
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3 * size + 50_000))
+    train(dataclasses.replace(options, steps=2), say=lambda line: None)
+    monkeypatch.setattr(shutil, "disk_usage", small)
+    with pytest.raises(InputError, match="needs 0.2 MB for 1 checkpoint at a time"):
+        train(dataclasses.replace(options, resume=True))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size + 50_000))
+    train(dataclasses.replace(options, resume=True), say=lambda line: None)
 
 
 def test_divergence_is_one_line(work: Path) -> None:
