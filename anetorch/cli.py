@@ -133,7 +133,7 @@ _FILE = "a .mlpackage, .mlmodelc, .mlmodel (ML Program) or .mil"
 
 
 def _selftest(args: argparse.Namespace) -> int:
-    from anetorch import selftest
+    from anetorch import selftest, tools
 
     if args.replay is not None:
         if args.device or args.json:
@@ -145,14 +145,13 @@ def _selftest(args: argparse.Namespace) -> int:
         for line in problems:
             _say(f"contradiction: {line}")
         return int(bool(problems))
-    if args.json is not None and os.path.isdir(args.json):
-        raise InputError(f"[selftest] --json {args.json} is a folder: give a file")
-    made = selftest.record(args.device, _say)
     if args.json is not None:
-        selftest.save(made, args.json)
+        tools.check_writable(args.json)
+    made = selftest.record(args.device, _say)
     for line in selftest.lines(made):
         _say(line)
     if args.json is not None:
+        selftest.save(made, args.json)
         _say(f"recorded in {args.json}")
     return selftest.exit_code(made)
 

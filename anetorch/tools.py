@@ -6,6 +6,7 @@ the user gave becomes an :class:`anetorch.env.InputError` of one line.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -162,17 +163,42 @@ def run(path: str, inputs: Sequence[str], say: Say, *, function: str | None = No
     if output is not None:
         data = io.BytesIO()
         np.savez(data, **arrays)            # type: ignore[arg-type]
-        _replace(output, data.getbuffer())
+        write_whole(output, data.getbuffer())
 
 
-def _replace(path: str, data: bytes | memoryview) -> None:
-    """Writes a file beside the target first: a failed write leaves what was there."""
-    work = f"{path}.{os.getpid()}.tmp"
+def write_whole(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Writes a file beside the target first: a failed write leaves what was there. A pipe or a
+    device is written as it is."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        Path(path).write_bytes(data)
+        return
+    work = f"{os.fspath(path)}.{os.getpid()}.tmp"
     try:
         Path(work).write_bytes(data)
         os.replace(work, path)
     finally:
         Path(work).unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """OSError where `write_whole` would fail, before what is to be written has been made.
+
+    >>> check_writable("/nowhere/out.json")                             # doctest: +SKIP
+    """
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if os.path.isfile(path) or not os.path.exists(path):
+            work = f"{os.fspath(path)}.{os.getpid()}.tmp"
+            try:
+                Path(work).touch()
+            finally:
+                Path(work).unlink(missing_ok=True)
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as e:
+        e.filename = os.fspath(path)
+        raise
 
 
 # ------------------------------------------------------------------ show
@@ -291,7 +317,7 @@ def bench(path: str, say: Say, *, inputs: Sequence[str] = (), function: str | No
         if trace is not None:
             steps = request.profile()
             title = f"{path}: {model.function} on {device or 'cpu'}, {_core.num_threads()} threads"
-            _replace(trace, json.dumps(trace_events(steps, request.threads(), title)).encode())
+            write_whole(trace, json.dumps(trace_events(steps, request.threads(), title)).encode())
     median = statistics.median(seconds)
     flops, moved = (sum(s[k] for s in steps) for k in ("flops", "bytes"))
     if as_json:

@@ -168,6 +168,20 @@ def test_a_short_recording_on_the_cpu(tmp_path, monkeypatch, capsys):
     assert main(["selftest", "--replay", str(path)]) == 0
 
 
+@pytest.mark.parametrize("target, expected", [
+    ("no/out.json", r"no/out\.json: No such file or directory"), (".", r"\.: Is a directory"),
+    ("text/out.json", r"text/out\.json: Not a directory"),
+])
+def test_a_place_for_the_recording_is_found_first(target, expected, tmp_path, monkeypatch, capsys):
+    """Not after five minutes; and what is there stays as it was."""
+    (tmp_path / "text").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(selftest, "record", lambda *a, **k: pytest.fail("too late"))
+    assert main(["selftest", "--device", "cpu", "--json", target]) == 2
+    assert re.fullmatch(f"anetorch: {expected}\n", capsys.readouterr().err)
+    assert [p.name for p in tmp_path.iterdir()] == ["text"]
+
+
 @pytest.fixture
 def recorded():
     return selftest.load(RECORDING)
@@ -223,6 +237,8 @@ def test_what_is_no_recording_is_refused(text, expected, tmp_path, capsys):
 
 
 def test_saving_keeps_everything(recorded, tmp_path):
+    (tmp_path / "again.json").write_text("before")
     selftest.save(recorded, tmp_path / "again.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["again.json"]
     assert json.loads((tmp_path / "again.json").read_text()) == recorded
     assert max(map(len, (tmp_path / "again.json").read_text().splitlines())) < 3000

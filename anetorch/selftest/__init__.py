@@ -29,6 +29,7 @@ from anetorch.kernels import packed
 from anetorch.selftest.cases import CASES, bounds
 from anetorch.selftest.cliffs import CLIFFS, NOT_TRIED
 from anetorch.selftest.worker import ANSWERS, MARK, TIMINGS, digest, unpack
+from anetorch.tools import write_whole
 
 __all__ = ["FORMAT", "SECONDS", "exit_code", "lines", "load", "record", "replay", "save"]
 
@@ -288,7 +289,7 @@ def save(made: dict[str, Any], path: str | os.PathLike[str]) -> None:
     for s in ANSWERS:
         rows = ",\n".join("  " + json.dumps(r) for r in made[s])
         parts.append(f" {json.dumps(s)}: [" + (f"\n{rows}\n ]" if rows else "]"))
-    Path(path).write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    write_whole(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
 
 
 
