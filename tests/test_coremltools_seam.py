@@ -1,7 +1,9 @@
 """anetorch.coreml.install(): coremltools' own MLModel predicts on this machine."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +58,26 @@ def test_compiled_model(installed, tmp_path):
     compiled = ct.models.CompiledMLModel(model.get_compiled_model_path())
     x = np.ones((2, 3), np.float32)
     np.testing.assert_array_equal(compiled.predict({"x": x})["y"], x + 1)
+
+
+def test_a_compiled_model_has_a_text(installed, tmp_path):
+    """Core ML's compiled models do, and scripts look into it; what it names is beside it."""
+    @mb.program(input_specs=[mb.TensorSpec(shape=(2, 30))])
+    def program(x):
+        return mb.linear(x=x, weight=np.ones((30, 30), np.float32), name="y")
+
+    model = ct.convert(program, convert_to="mlprogram", compute_precision=ct.precision.FLOAT32,
+                       minimum_deployment_target=ct.target.iOS18)
+    folder = Path(model.get_compiled_model_path())
+    text = (folder / "model.mil").read_text()
+    assert 'BLOBFILE(path = string("@model_path/weights/weight.bin"), offset = uint64(64))' in text
+    x = np.eye(2, 30, dtype=np.float32)
+    for path in (folder, folder / "model.mil"):
+        np.testing.assert_array_equal(anetorch.load(path).predict({"x": x})["y"],
+                                      np.ones((2, 30)))
+    # A copy is whole: compile_model moves the folder to where it is asked for.
+    shutil.move(folder, tmp_path / "kept.mlmodelc")
+    assert anetorch.load(tmp_path / "kept.mlmodelc" / "model.mil").predict({"x": x})["y"].any()
 
 
 def test_install_twice_uninstall_once(installed):

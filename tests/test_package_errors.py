@@ -7,9 +7,13 @@ of the fuzzer as well (tests/fuzz/malformed.py).
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from anetorch import MILError, _core
+from anetorch.package import save_package
 
 FP16, FP32, FP64, BOOL, STRING, INT8, INT16, INT32, UINT16 = 10, 11, 12, 1, 2, 21, 22, 23, 32
 
@@ -252,8 +256,24 @@ def test_the_base_is_sound() -> None:
 @pytest.mark.parametrize("field, kind", [(500, "neural network"), (402, "tree ensemble classifier"),
                                          (202, "pipeline"), (3000, "serialized model")])
 def test_other_models_are_named(field: int, kind: str) -> None:
-    with pytest.raises(NotImplementedError, match=f"this is a {kind} model, not an ML Program; convert it again"):
+    instead = "load the models inside" if kind == "pipeline" else "convert it again"
+    with pytest.raises(NotImplementedError, match=f"this is a {kind} model, not an ML Program; {instead}"):
         _core.coreml_read(num(1, 4) + msg(field, b""))
+
+
+def test_a_constant_keeps_its_name() -> None:
+    """Its attribute, which need not be the result's name, comes back in texts and packages."""
+    c = op("const", msg(3, msg(1, "c"), msg(2, tensor(FP16))), entry(5, "name", name("op_c")),
+           entry(5, "val", value(tensor(FP16), msg(7, msg(1, b"\0\x3c")))))
+    add = op("add", arg("x", "x"), arg("y", "c"), msg(3, msg(1, "y"), msg(2, X)),
+             entry(5, "name", name("op_y")))
+    program, _ = _core.coreml_read(model(c, add))
+    assert 'c = const()[name = string("op_c"), val = ' in program.text("1.3")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.mlpackage"
+        save_package(program, path)
+        (spec,) = path.rglob("model.mlmodel")
+        assert _core.coreml_read(spec.read_bytes())[0] == program
 
 
 def test_blocks_beside_each_other_may_use_one_name() -> None:

@@ -44,11 +44,12 @@ def read(
     if not path.exists():
         raise FileNotFoundError(f"[load] {path}: no such file or folder")
     if path.is_dir():
-        if (path / "model.mil").is_file():                      # .mlmodelc
-            return _read_text(path / "model.mil", allow_missing)
+        # A model that coremltools compiled with us has both; the package says more.
         if (path / "Manifest.json").is_file() or path.suffix == ".mlpackage":
             spec = _package_root(path)
             return _read_spec(spec, allow_missing)
+        if (path / "model.mil").is_file():                      # .mlmodelc
+            return _read_text(path / "model.mil", allow_missing)
         raise ValueError(
             f"{path}: neither a .mlpackage (Manifest.json) nor a .mlmodelc with an ML Program "
             "(model.mil); an old neural network must be converted again with "

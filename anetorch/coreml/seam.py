@@ -80,8 +80,9 @@ class _Proxy:
 
     @staticmethod
     def compileModel(path: str) -> str:  # noqa: N802 (coremltools' name)
-        """Core ML compiles into a folder; ours is the package itself, copied."""
-        _read(path, "Error compiling model")
+        """Core ML compiles into a folder; ours is the package itself, copied, and the text
+        that Core ML's has, which scripts look into."""
+        program, _ = _read(path, "Error compiling model")
         path = os.path.abspath(path)
         own = tempfile.mkdtemp(dir=_compiled_root().name)
         folder = Path(own) / (Path(path).stem + ".mlmodelc")
@@ -95,6 +96,10 @@ class _Proxy:
                 "rootModelIdentifier": "model",
                 "itemInfoEntries": {"model": {"path": "model.mlmodel"}},
             }))
+        (folder / "model.mil").write_text(program.text(), "utf-8")
+        for weights in folder.glob("Data/**/weights"):          # as the text names them
+            (folder / "weights").symlink_to(weights.relative_to(folder))
+            break
         return str(folder)
 
     @staticmethod

@@ -704,6 +704,9 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
         } else {
             const char *own = own_name(r, b, names[0], &w);
             ane_status st = own ? ane_const_create(b, own, val, false, &c, w.err) : w.status;
+            if (!st && d.name && !(c->def->name = ane_arena_strndup(
+                                       r->program->arena, d.name, strlen(d.name))))
+                st = no_memory(&w);
             if (st) ane_wire_stop(&w, st);
             else if (!scope_put(r, names[0], c)) no_memory(&w);
         }
@@ -892,9 +895,10 @@ ane_status ane_coreml_read(const void *data, size_t n, const ane_parse_options *
     if (!main.number) {
         if (other)
             ane_wire_stop(&w, ane_fail(err, ANE_ERR_UNSUPPORTED,
-                                       "%s: this is a %s model, not an ML Program; convert "
-                                       "it again with convert_to=\"mlprogram\"",
-                                       file, other));
+                                       "%s: this is a %s model, not an ML Program; %s", file,
+                                       other, strcmp(other, "pipeline")
+                                           ? "convert it again with convert_to=\"mlprogram\""
+                                           : "load the models inside it one by one"));
         else ane_wire_fail(&w, "no model in this file (not a Core ML specification?)");
         goto done;
     }
