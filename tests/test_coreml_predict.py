@@ -1,5 +1,7 @@
 """predict() has coremltools' meaning: images, classifiers, shapes, functions, defaults, dtypes."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -156,6 +158,65 @@ def test_flexible_shapes_of_a_text(tmp_path):
                            rf"\({n}\) of dimension \(0\) is not in allowed range \(2..8\)"):
             model.predict({"x": np.ones((n, 4))})
     assert model.at_default_shapes().function.outputs[0].shape == (2, 4)
+
+
+def compiled(tmp_path, text, metadata):
+    folder = tmp_path / "m.mlmodelc"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.mil").write_text(text)
+    (folder / "metadata.json").write_text(metadata if isinstance(metadata, str)
+                                          else json.dumps([metadata]))
+    return folder
+
+
+PICTURE = """program(1.3) { func main<ios17>(tensor<fp32, [1, 3, ?, ?]> image, tensor<fp32, [?, 4]> x) {
+    tensor<fp32, [1, 3, ?, ?]> y = mul(x = image, y = fp32(0x1p-1));
+    tensor<fp32, [?, 4]> z = relu(x = x); } -> (y, z); }"""
+SCHEMA = {      # as Core ML's compiler writes it: strings, widths before heights
+    "inputSchema": [
+        {"name": "image", "type": "Image", "width": "6", "height": "4", "colorspace": "BGR",
+         "isColor": "1", "isOptional": "0", "hasSizeFlexibility": "1",
+         "sizeRange": "[[5, 8], [3, 4]]", "shortDescription": "a picture"},
+        {"name": "x", "type": "MultiArray", "dataType": "Float32", "shape": "[2, 4]",
+         "isOptional": "1", "hasShapeFlexibility": "1", "enumeratedShapes": "[[2, 4], [5, 4]]"}],
+    "outputSchema": [
+        {"name": "y", "type": "Image", "width": "6", "height": "4", "colorspace": "BGR",
+         "isOptional": "0"},
+        {"name": "z", "type": "MultiArray", "dataType": "Float32", "shape": "[]"}],
+    "stateSchema": [], "specificationVersion": 8, "author": "me",
+    "userDefinedMetadata": {"k": "v"}, "modelType": {"name": "MLModelType_mlProgram"},
+}
+
+
+def test_a_compiled_model_tells_its_interface(tmp_path):
+    model = anetorch.load(compiled(tmp_path, PICTURE, SCHEMA))
+    picture, x = model.inputs["image"], model.inputs["x"]
+    assert picture.kind == "image" and picture.shape == (4, 6) and picture.doc == "a picture"
+    assert picture.ranges == ((3, 4), (5, 8))           # height before width, as ours are
+    assert x.enumerated == ((2, 4), (5, 4)) and x.optional
+    assert model.metadata["author"] == "me" and model.metadata["user"] == {"k": "v"}
+    a = pixels(4, 7, 3) & 0xFE
+    out = model.predict({"image": image.fromarray(a)})
+    np.testing.assert_array_equal(np.asarray(out["y"]), a // 2)
+    assert out["z"].shape == (2, 4) and not out["z"].any()
+    with pytest.raises(ValueError, match=r"height x width 3..4x5..8, got \(5, 7\)"):
+        model.predict({"image": image.fromarray(pixels(5, 7, 3))})
+    with pytest.raises(ValueError, match="enumerated set"):
+        model.predict({"image": image.fromarray(a), "x": np.zeros((3, 4))})
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ("[{", "malformed metadata"), ("[]", "malformed metadata"), ("[" * 9999, "malformed metadata"),
+    ("7", "malformed metadata"), ({"inputSchema": []}, r"describes the inputs \[\], main has"),
+    ({"inputSchema": [{"name": "x"}]}, "no 'type'"),
+    ({"inputSchema": [{"name": "x", "type": "Cube"}]}, "no 'Cube'"),
+    ({"inputSchema": [{**SCHEMA["inputSchema"][1], "shape": "[[2, 4]]"}]}, "no list of sizes"),
+    ({"functions": [{"name": "other"}]}, "no function 'other'"),
+])
+def test_metadata_of_a_compiled_model_is_not_trusted(change, text, tmp_path):
+    folder = compiled(tmp_path, PICTURE, change if isinstance(change, str) else SCHEMA | change)
+    with pytest.raises(anetorch.MILError, match=f"metadata.json: .*{text}"):
+        anetorch.load(folder)
 
 
 def test_optional_inputs_have_defaults(tmp_path):

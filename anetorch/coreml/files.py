@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anetorch import _core
+from anetorch.coreml.compiled import description
 from anetorch.mil import Program
 
 __all__ = ["read"]
@@ -35,8 +36,9 @@ def read(
     path: str | os.PathLike[str], allow_missing: bool = False
 ) -> tuple[Program, dict[str, Any] | None]:
     """The program of a ``.mlpackage``, ``.mlmodelc``, ``.mlmodel`` or ``.mil`` file, and the
-    description around it (None for a text). With ``allow_missing``, constants whose weight
-    file is absent stay without data: the program can be looked at, not run.
+    description around it (None for a text; of a compiled model, what its ``metadata.json``
+    tells). With ``allow_missing``, constants whose weight file is absent stay without data: the
+    program can be looked at, not run.
 
     >>> program, description = anetorch.coreml.read("model.mlpackage")  # doctest: +SKIP
     """
@@ -49,7 +51,8 @@ def read(
             spec = _package_root(path)
             return _read_spec(spec, allow_missing)
         if (path / "model.mil").is_file():                      # .mlmodelc
-            return _read_text(path / "model.mil", allow_missing)
+            program, _ = _read_text(path / "model.mil", allow_missing)
+            return program, description(path, program)
         raise ValueError(
             f"{path}: neither a .mlpackage (Manifest.json) nor a .mlmodelc with an ML Program "
             "(model.mil); an old neural network must be converted again with "
