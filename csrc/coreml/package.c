@@ -1,10 +1,9 @@
 /* A serialized Model to the program graph: one function per message of MIL.proto. The
  * reader's recursion is bounded by ANE_WIRE_DEPTH, its memory by a fixed multiple of the
  * bytes it is given. */
-#include "coreml.h"
+#include "reader.h"
 
 #include "../ir/ops.h"
-#include "../ir/blobfile.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,31 +18,13 @@ typedef struct scope_entry {
     int32_t next;               /* in the bucket */
 } scope_entry;
 
-typedef struct reader {
-    ane_program *program;
-    ane_function *function;
-    ane_arena *scratch;         /* dies with the reader */
-    ane_weight_files *files;
-    scope_entry *entries;
-    int32_t n_entries, cap_entries;
-    int32_t mark;               /* where the entries of the block being read begin */
-    int32_t *buckets;
-    uint32_t n_buckets;         /* power of two */
-    int type_depth;
-    uint32_t renamed;           /* grows with each name that another block has taken */
-} reader;
-
-static ane_status no_memory(ane_wire *w) {
-    return ane_wire_stop(w, ane_fail(w->err, ANE_ERR_NOMEM, "%s: out of memory", w->file));
-}
-
 static uint32_t hash(const char *s) {
     uint32_t h = 2166136261u;
     for (; *s; s++) h = (h ^ (uint8_t)*s) * 16777619u;
     return h;
 }
 
-static int32_t scope_find(const reader *r, const char *name) {
+static int32_t scope_find(const ane_coreml_reader *r, const char *name) {
     if (!r->n_buckets) return -1;
     uint32_t h = hash(name);
     for (int32_t i = r->buckets[h & (r->n_buckets - 1)]; i >= 0; i = r->entries[i].next)
@@ -51,7 +32,7 @@ static int32_t scope_find(const reader *r, const char *name) {
     return -1;
 }
 
-static bool scope_put(reader *r, const char *name, ane_value *v) {
+static bool scope_put(ane_coreml_reader *r, const char *name, ane_value *v) {
     if (r->n_entries == r->cap_entries) {
         int32_t cap = r->cap_entries ? 2 * r->cap_entries : 256;
         scope_entry *e = ane_realloc(r->entries, (size_t)cap * sizeof *e);
@@ -78,149 +59,29 @@ static bool scope_put(reader *r, const char *name, ane_value *v) {
     return true;
 }
 
-static void scope_leave(reader *r, int32_t mark) {
+static void scope_leave(ane_coreml_reader *r, int32_t mark) {
     while (r->n_entries > mark) {
         scope_entry *e = &r->entries[--r->n_entries];
         r->buckets[e->hash & (r->n_buckets - 1)] = e->next;
     }
 }
 
-/* ---------------------------------------------------------------- types */
-
-static bool read_dtype(ane_wire *w, uint64_t code, ane_dtype *out) {
-    switch (code) {
-#define X(name, mil, numpy, brief, bits, blob, proto)                                      \
-    case proto: *out = ANE_##name; return true;
-        ANE_DTYPE_MAP(X)
-#undef X
-    default:
-        ane_wire_fail(w, "unknown data type %llu", (unsigned long long)code);
-        return false;
-    }
-}
-
-/* A Dimension: its size, or ANE_DIM_ANY. */
-static int64_t read_dimension(ane_wire *parent, const ane_wire_field *field) {
-    ane_wire w = ane_wire_message(parent, field), e;
-    ane_wire_field f, g;
-    int64_t dim = ANE_DIM_ANY;
-    while (ane_wire_next(&w, &f)) {
-        if (f.number == 1) {
-            e = ane_wire_message(&w, &f);
-            dim = 0;                    /* a size of 0 is left out on the wire */
-            while (ane_wire_next(&e, &g))
-                if (g.number == 1 && ane_wire_is(&e, &g, ANE_WIRE_VARINT)) {
-                    if (g.value > INT64_MAX) ane_wire_fail(&e, "dimension is too large");
-                    else dim = (int64_t)g.value;
-                }
-            ane_wire_join(&w, &e);
-        } else if (f.number == 2) {
-            dim = ANE_DIM_ANY;
-        }
-    }
-    ane_wire_join(parent, &w);
-    return dim;
-}
-
-static const ane_type *read_type(ane_wire *parent, const ane_wire_field *field, reader *r);
-
-static const ane_type *read_tensor_type(ane_wire *parent, const ane_wire_field *field,
-                                        reader *r) {
-    ane_wire w = ane_wire_message(parent, field);
-    ane_wire_field f;
-    ane_dtype dtype = ANE_DTYPE_COUNT;
-    int64_t dims[ANE_MAX_RANK], rank = 0;
-    int n = 0;
-    while (ane_wire_next(&w, &f)) {
-        if (f.number == 1 && ane_wire_is(&w, &f, ANE_WIRE_VARINT)) {
-            read_dtype(&w, f.value, &dtype);
-        } else if (f.number == 2 && ane_wire_is(&w, &f, ANE_WIRE_VARINT)) {
-            rank = (int64_t)f.value;
-        } else if (f.number == 3) {
-            if (n == ANE_MAX_RANK)
-                ane_wire_fail(&w, "a tensor has more than %d dimensions", ANE_MAX_RANK);
-            else dims[n++] = read_dimension(&w, &f);
-        }
-    }
-    if (!w.status && dtype == ANE_DTYPE_COUNT) ane_wire_fail(&w, "tensor without data type");
-    if (!w.status && rank != n)
-        ane_wire_fail(&w, "tensor of rank %lld has %d dimensions", (long long)rank, n);
-    if (ane_wire_join(parent, &w)) return NULL;
-    const ane_type *t = ane_type_tensor(r->program, dtype, n, dims);
-    if (!t) no_memory(parent);
-    return t;
-}
-
-static const ane_type *read_type(ane_wire *parent, const ane_wire_field *field, reader *r) {
-    ane_wire w = ane_wire_message(parent, field);
-    ane_wire_field f, g;
-    const ane_type *t = NULL, *a = NULL, *b = NULL;
-    if (++r->type_depth > ANE_MAX_TYPE_DEPTH)
-        ane_wire_fail(&w, "types nest deeper than %d", ANE_MAX_TYPE_DEPTH);
-    while (ane_wire_next(&w, &f)) {
-        if (f.number == 1) {
-            t = read_tensor_type(&w, &f, r);
-            continue;
-        }
-        if (f.number < 2 || f.number > 5) continue;
-        ane_wire e = ane_wire_message(&w, &f);
-        int64_t length = -1;
-        int n = 0, cap = 0;
-        const ane_type **items = NULL;
-        a = b = NULL;
-        while (ane_wire_next(&e, &g)) {
-            if (f.number == 3 && g.number == 1) {
-                if (n == cap) {
-                    cap = cap ? 2 * cap : 4;
-                    const ane_type **more =
-                        ane_arena_alloc(r->scratch, (size_t)cap * sizeof *more);
-                    if (!more) {
-                        no_memory(&e);
-                        break;
-                    }
-                    if (n) memcpy(more, items, (size_t)n * sizeof *more);
-                    items = more;
-                }
-                items[n++] = read_type(&e, &g, r);
-            } else if (g.number == 1) {
-                a = read_type(&e, &g, r);
-            } else if (g.number == 2 && f.number == 2) {
-                length = read_dimension(&e, &g);
-            } else if (g.number == 2 && f.number == 4) {
-                b = read_type(&e, &g, r);
-            }
-        }
-        if (!e.status && f.number != 3 && (!a || (f.number == 4 && !b)))
-            ane_wire_fail(&e, "list, dictionary or state type without an element type");
-        if (!e.status && f.number == 5 && a->kind != ANE_T_TENSOR)
-            ane_wire_fail(&e, "a state holds a tensor");
-        if (ane_wire_join(&w, &e)) break;
-        switch (f.number) {
-        case 2: t = ane_type_list(r->program, a, length); break;
-        case 3: t = ane_type_tuple(r->program, items, n); break;
-        case 4: t = ane_type_dict(r->program, a, b); break;
-        default: t = ane_type_state(r->program, a); break;
-        }
-        if (!t) no_memory(&w);
-    }
-    r->type_depth--;
-    if (!w.status && !t) ane_wire_fail(&w, "value type of an unknown kind");
-    return ane_wire_join(parent, &w) ? NULL : t;
-}
+/* ---------------------------------------------------------------- names */
 
 /* In a package a name belongs to its block, which may hide one of a block around it; in the
  * graph it is the function's alone. The name of a new value of block b in the graph: its own
  * where that is free, else one made from it, for whoever is the inner one: a name of the
  * function's body may be that of an output. A name that b itself has is left for the graph to
  * refuse. NULL: out of memory. */
-static const char *own_name(reader *r, const ane_block *b, const char *name, ane_wire *w) {
+static const char *own_name(ane_coreml_reader *r, const ane_block *b, const char *name,
+                            ane_wire *w) {
     ane_function *f = r->function;
     size_t n = strlen(name);
     ane_value *taken = ane_function_value(f, name, n);
     if (!taken || scope_find(r, name) >= r->mark) return name;
     char *made = ane_arena_alloc(r->scratch, n + 12);
     if (!made) {
-        no_memory(w);
+        ane__coreml_nomem(w);
         return NULL;
     }
     do {
@@ -233,8 +94,8 @@ static const char *own_name(reader *r, const ane_block *b, const char *name, ane
 }
 
 /* NamedValueType. */
-static bool read_named_type(ane_wire *parent, const ane_wire_field *field, reader *r,
-                            const char **name, const ane_type **type) {
+static bool read_named_type(ane_wire *parent, const ane_wire_field *field,
+                            ane_coreml_reader *r, const char **name, const ane_type **type) {
     ane_wire w = ane_wire_message(parent, field);
     ane_wire_field f;
     *name = "";
@@ -242,278 +103,17 @@ static bool read_named_type(ane_wire *parent, const ane_wire_field *field, reade
     while (ane_wire_next(&w, &f)) {
         char *s;
         if (f.number == 1 && (s = ane_wire_string(&w, &f, r->scratch))) *name = s;
-        else if (f.number == 2) *type = read_type(&w, &f, r);
+        else if (f.number == 2) *type = ane__coreml_type(&w, &f, r);
     }
     if (!w.status && !*type) ane_wire_fail(&w, "'%.80s' has no type", *name);
     return ane_wire_join(parent, &w) == ANE_OK;
 }
 
-/* ---------------------------------------------------------------- values */
-
-static const ane_const *read_value(ane_wire *parent, const ane_wire_field *field, reader *r);
-
-/* Stores one number of a Repeated* message as an element of dtype; false: out of range. */
-static bool store(ane_dtype dtype, uint8_t *to, int member, uint64_t bits) {
-    int64_t i = member == 2 ? (int64_t)(int32_t)bits : (int64_t)bits;
-    switch (dtype) {
-    case ANE_F32:
-    case ANE_F64: {
-        if (member == 1 && dtype == ANE_F32) {
-            uint32_t u = (uint32_t)bits;
-            memcpy(to, &u, 4);
-            return true;
-        }
-        if (member == 6 && dtype == ANE_F64) {
-            memcpy(to, &bits, 8);
-            return true;
-        }
-        return false;
-    }
-    case ANE_BOOL: *to = bits != 0; return member == 3;
-    case ANE_I8: *to = (uint8_t)i; return i >= INT8_MIN && i <= INT8_MAX;
-    case ANE_U8: *to = (uint8_t)i; return i >= 0 && i <= UINT8_MAX;
-    case ANE_I16:
-    case ANE_U16: {
-        uint16_t u = (uint16_t)i;
-        memcpy(to, &u, 2);
-        return dtype == ANE_I16 ? i >= INT16_MIN && i <= INT16_MAX
-                                : i >= 0 && i <= UINT16_MAX;
-    }
-    case ANE_I32:
-    case ANE_U32: {
-        uint32_t u = (uint32_t)i;
-        memcpy(to, &u, 4);
-        /* uint32 travels as the int32 of the same bits. */
-        return i >= INT32_MIN && i <= (dtype == ANE_U32 ? (int64_t)UINT32_MAX : INT32_MAX);
-    }
-    case ANE_I64:
-    case ANE_U64: memcpy(to, &bits, 8); return member == 5 || member == 2;
-    default: return false;
-    }
-}
-
-static const ane_const *read_strings(ane_wire *w, const ane_type *t, int64_t count,
-                                     reader *r) {
-    ane_wire_field f;
-    const char **all = NULL;
-    int64_t n = 0;
-    /* Each string takes at least two bytes of the message. */
-    if (count > (w->end - w->p) / 2) {
-        ane_wire_fail(w, "%lld strings declared, fewer are there", (long long)count);
-        return NULL;
-    }
-    all = ane_arena_alloc(r->program->arena, (size_t)count * sizeof *all);
-    if (!all) {
-        no_memory(w);
-        return NULL;
-    }
-    while (ane_wire_next(w, &f)) {
-        if (f.number != 1) continue;
-        char *s = ane_wire_string(w, &f, r->program->arena);
-        if (!s) return NULL;
-        if (n == count) {
-            ane_wire_fail(w, "more than the declared %lld strings", (long long)count);
-            return NULL;
-        }
-        all[n++] = s;
-    }
-    if (!w->status && n != count)
-        ane_wire_fail(w, "%lld strings declared, %lld are there", (long long)count,
-                      (long long)n);
-    if (w->status) return NULL;
-    const ane_const *c = ane_const_tensor(r->program, t, all, (size_t)count * sizeof *all,
-                                          w->err);
-    if (!c) ane_wire_stop(w, ANE_ERR_NOMEM);
-    return c;
-}
-
-/* TensorValue: one Repeated* message or raw bytes. */
-static const ane_const *read_tensor_value(ane_wire *parent, const ane_wire_field *field,
-                                          const ane_type *t, reader *r) {
-    size_t bytes = 0;
-    int64_t count = t->kind == ANE_T_TENSOR ? ane_type_count(t) : -1;
-    ane_wire w = ane_wire_message(parent, field);
-    ane_wire_field f, g;
-    const ane_const *c = NULL;
-    uint8_t *buf = NULL;
-    size_t at = 0;
-    if (!w.status && (count < 0 || (t->dtype != ANE_STRING && !ane_type_bytes(t, &bytes))))
-        ane_wire_fail(&w, "a constant needs a tensor type of known shape");
-    size_t unit = w.status ? 0 : ane_dtype_size(t->dtype);
-    while (!c && ane_wire_next(&w, &f)) {
-        ane_wire e = ane_wire_message(&w, &f);
-        if (f.number == 4) {
-            if (t->dtype != ANE_STRING) ane_wire_fail(&e, "strings for a number type");
-            else c = read_strings(&e, t, count, r);
-        } else if (f.number == 7) {
-            while (ane_wire_next(&e, &g)) {
-                if (g.number != 1 || !ane_wire_is(&e, &g, ANE_WIRE_BYTES)) continue;
-                if (t->dtype == ANE_STRING || g.size != bytes) {
-                    ane_wire_fail(&e, "constant has %zu bytes, its type needs %zu", g.size,
-                                  bytes);
-                    break;
-                }
-                c = ane_const_tensor(r->program, t, g.data, bytes, e.err);
-                if (!c) ane_wire_stop(&e, ANE_ERR_NOMEM);
-            }
-        } else if (f.number >= 1 && f.number <= 6) {
-            static const ane_wire_kind kinds[] = {0, ANE_WIRE_FIXED32, ANE_WIRE_VARINT,
-                                                  ANE_WIRE_VARINT, 0, ANE_WIRE_VARINT,
-                                                  ANE_WIRE_FIXED64};
-            /* Every element takes at least a byte: no allocation beyond the input. */
-            if (t->dtype == ANE_STRING || !unit || count > e.end - e.p) {
-                ane_wire_fail(&e, "constant does not hold the %lld elements of its type",
-                              (long long)count);
-            } else if (!buf && !(buf = ane_calloc(1, bytes ? bytes : 1))) {
-                no_memory(&e);
-            }
-            while (ane_wire_next(&e, &g)) {
-                if (g.number != 1) continue;
-                ane_wire_packed it = ane_wire_packed_begin(&e, &g, kinds[f.number]);
-                uint64_t bits;
-                while (ane_wire_packed_next(&e, &it, &bits)) {
-                    if (at + unit > bytes) {
-                        ane_wire_fail(&e, "constant has more than the %lld elements of its "
-                                      "type", (long long)count);
-                    } else if (!store(t->dtype, buf + at, (int)f.number, bits)) {
-                        char text[ANE_TYPE_TEXT];
-                        ane_wire_fail(&e, "value does not fit %s",
-                                      ane_type_text(t, text, sizeof text));
-                    }
-                    at += unit;
-                }
-            }
-            if (!e.status && at != bytes)
-                ane_wire_fail(&e, "constant has %zu elements, its type %lld",
-                              unit ? at / unit : 0, (long long)count);
-            if (!e.status) {
-                c = ane_const_tensor(r->program, t, buf, bytes, e.err);
-                if (!c) ane_wire_stop(&e, ANE_ERR_NOMEM);
-            }
-        }
-        ane_wire_join(&w, &e);
-    }
-    /* Nothing on the wire is the empty tensor. */
-    if (!w.status && !c && count == 0) {
-        c = ane_const_tensor(r->program, t, "", 0, w.err);
-        if (!c) ane_wire_stop(&w, ANE_ERR_NOMEM);
-    }
-    if (!w.status && !c) ane_wire_fail(&w, "constant without a value");
-    ane_free(buf);
-    return ane_wire_join(parent, &w) ? NULL : c;
-}
-
-/* Whether these are the items of a tuple, list or (key, value, ...) dictionary of type t. */
-static bool items_fit(const ane_type *t, const ane_const *const *items, int n, bool dict) {
-    if (dict ? t->kind != ANE_T_DICT : t->kind != ANE_T_LIST && t->kind != ANE_T_TUPLE)
-        return false;
-    if (t->kind == ANE_T_TUPLE && n != t->n) return false;
-    if (t->kind == ANE_T_LIST && t->length >= 0 && n != t->length) return false;
-    for (int i = 0; i < n; i++) {
-        const ane_type *want = t->kind == ANE_T_TUPLE       ? t->items[i]
-                               : t->kind == ANE_T_DICT && i % 2 ? t->elem2
-                                                            : t->elem;
-        if (!ane_type_compatible(items[i]->type, want)) return false;
-    }
-    return true;
-}
-
-/* TupleValue, ListValue (fields of Value) and DictionaryValue (fields of pairs). */
-static const ane_const *read_items(ane_wire *parent, const ane_wire_field *field,
-                                   const ane_type *t, bool dict, reader *r) {
-    ane_wire w = ane_wire_message(parent, field);
-    ane_wire_field f, g;
-    const ane_const **items = NULL;
-    int n = 0, cap = 0;
-    while (ane_wire_next(&w, &f)) {
-        if (f.number != 1) continue;
-        if (n + 2 > cap) {
-            int more = cap ? 2 * cap : 8;
-            const ane_const **p = ane_arena_alloc(r->scratch, (size_t)more * sizeof *p);
-            if (!p) {
-                no_memory(&w);
-                break;
-            }
-            if (n) memcpy(p, items, (size_t)n * sizeof *p);
-            items = p;
-            cap = more;
-        }
-        if (!dict) {
-            items[n++] = read_value(&w, &f, r);
-            continue;
-        }
-        const ane_const *pair[2] = {NULL, NULL};
-        ane_wire e = ane_wire_message(&w, &f);
-        while (ane_wire_next(&e, &g))
-            if (g.number == 1 || g.number == 2) pair[g.number - 1] = read_value(&e, &g, r);
-        if (!e.status && (!pair[0] || !pair[1]))
-            ane_wire_fail(&e, "dictionary entry without key or value");
-        ane_wire_join(&w, &e);
-        items[n++] = pair[0];
-        items[n++] = pair[1];
-    }
-    if (!w.status && !items_fit(t, items, n, dict)) {
-        char text[ANE_TYPE_TEXT];
-        ane_wire_fail(&w, "%d items do not make a value of type %s", dict ? n / 2 : n,
-                      ane_type_text(t, text, sizeof text));
-    }
-    if (ane_wire_join(parent, &w)) return NULL;
-    const ane_const *c = ane_const_items(r->program, t, items, n, parent->err);
-    if (!c) ane_wire_stop(parent, ANE_ERR_INVALID);
-    return c;
-}
-
-static const ane_const *read_blob(ane_wire *parent, const ane_wire_field *field,
-                                  const ane_type *t, reader *r) {
-    ane_wire w = ane_wire_message(parent, field);
-    ane_wire_field f;
-    const char *path = NULL;
-    uint64_t offset = 0;
-    while (ane_wire_next(&w, &f)) {
-        if (f.number == 1) path = ane_wire_string(&w, &f, r->program->arena);
-        else if (f.number == 2 && ane_wire_is(&w, &f, ANE_WIRE_VARINT)) offset = f.value;
-    }
-    if (!w.status && !path) ane_wire_fail(&w, "weight file without a name");
-    if (ane_wire_join(parent, &w)) return NULL;
-    const ane_const *c = NULL;
-    ane_status st = ane_weight_files_const(r->files, r->program, t, path, offset, 0, 0, &c,
-                                           parent->err);
-    if (st) ane_wire_stop(parent, st);
-    return c;
-}
-
-static const ane_const *read_value(ane_wire *parent, const ane_wire_field *field, reader *r) {
-    ane_wire w = ane_wire_message(parent, field);
-    ane_wire_field f, g;
-    const ane_type *t = NULL;
-    const ane_const *c = NULL;
-    /* The type may follow the value on the wire: remember where the value is. */
-    ane_wire_field held = {0};
-    while (ane_wire_next(&w, &f)) {
-        if (f.number == 2) t = read_type(&w, &f, r);
-        else if (f.number == 3 || f.number == 5) held = f;
-    }
-    if (!w.status && !t) ane_wire_fail(&w, "value without a type");
-    if (!w.status && !held.number) ane_wire_fail(&w, "value without content");
-    if (!w.status && held.number == 5) c = read_blob(&w, &held, t, r);
-    if (!w.status && held.number == 3) {
-        ane_wire e = ane_wire_message(&w, &held);
-        while (!c && ane_wire_next(&e, &g)) {
-            if (g.number == 1) c = read_tensor_value(&e, &g, t, r);
-            else if (g.number == 2 || g.number == 3) c = read_items(&e, &g, t, false, r);
-            else if (g.number == 4) c = read_items(&e, &g, t, true, r);
-        }
-        if (!e.status && !c) ane_wire_fail(&e, "immediate value without content");
-        ane_wire_join(&w, &e);
-    }
-    return ane_wire_join(parent, &w) ? NULL : c;
-}
-
 /* ---------------------------------------------------------------- graph */
 
 /* map<string, X> entry: key, and where the value message is. */
-static bool read_entry(ane_wire *parent, const ane_wire_field *field, reader *r,
-                       const char **key, ane_wire_field *value) {
+static bool read_entry(ane_wire *parent, const ane_wire_field *field,
+                       ane_coreml_reader *r, const char **key, ane_wire_field *value) {
     ane_wire w = ane_wire_message(parent, field);
     ane_wire_field f;
     *key = "";
@@ -532,17 +132,17 @@ typedef struct attrs {
     int n, cap;
 } attrs;
 
-static void read_attr(ane_wire *w, const ane_wire_field *f, reader *r, attrs *out) {
+static void read_attr(ane_wire *w, const ane_wire_field *f, ane_coreml_reader *r, attrs *out) {
     ane_wire_field v;
     const char *key;
     if (!read_entry(w, f, r, &key, &v)) return;
-    const ane_const *c = read_value(w, &v, r);
+    const ane_const *c = ane__coreml_value(w, &v, r);
     if (!c) return;
     if (out->n == out->cap) {
         int cap = out->cap ? 2 * out->cap : 4;
         ane_attr *more = ane_arena_alloc(r->program->arena, (size_t)cap * sizeof *more);
         if (!more) {
-            no_memory(w);
+            ane__coreml_nomem(w);
             return;
         }
         if (out->n) memcpy(more, out->all, (size_t)out->n * sizeof *more);
@@ -550,11 +150,12 @@ static void read_attr(ane_wire *w, const ane_wire_field *f, reader *r, attrs *ou
         out->cap = cap;
     }
     char *name = ane_arena_strndup(r->program->arena, key, strlen(key));
-    if (!name) no_memory(w);
+    if (!name) ane__coreml_nomem(w);
     else out->all[out->n++] = (ane_attr){name, c};
 }
 
-static ane_value *bind(ane_wire *w, const ane_wire_field *f, ane_block *b, reader *r) {
+static ane_value *bind(ane_wire *w, const ane_wire_field *f, ane_block *b,
+                       ane_coreml_reader *r) {
     char *s = NULL;
     ane_value *v = NULL;
     if (f->number == 1 && (s = ane_wire_string(w, f, r->scratch))) {
@@ -562,7 +163,7 @@ static ane_value *bind(ane_wire *w, const ane_wire_field *f, ane_block *b, reade
         if (i < 0) ane_wire_fail(w, "'%.80s' is not defined here", s);
         else v = r->entries[i].value;
     } else if (f->number == 2) {
-        const ane_const *c = read_value(w, f, r);
+        const ane_const *c = ane__coreml_value(w, f, r);
         ane_status st = c ? ane_const_create(b, NULL, c, true, &v, w->err) : ANE_OK;
         if (st) ane_wire_stop(w, st);
     }
@@ -571,7 +172,7 @@ static ane_value *bind(ane_wire *w, const ane_wire_field *f, ane_block *b, reade
 
 /* Argument: bindings in order. */
 static void read_argument(ane_wire *parent, const ane_wire_field *field, ane_block *b,
-                          reader *r, ane_arg_desc *out) {
+                          ane_coreml_reader *r, ane_arg_desc *out) {
     ane_wire w = ane_wire_message(parent, field);
     ane_wire_field f, g;
     ane_value **v = NULL;
@@ -588,7 +189,7 @@ static void read_argument(ane_wire *parent, const ane_wire_field *field, ane_blo
             cap = cap ? 2 * cap : 2;
             ane_value **more = ane_arena_alloc(r->scratch, (size_t)cap * sizeof *more);
             if (!more) {
-                no_memory(&w);
+                ane__coreml_nomem(&w);
                 break;
             }
             if (n) memcpy(more, v, (size_t)n * sizeof *more);
@@ -603,12 +204,12 @@ static void read_argument(ane_wire *parent, const ane_wire_field *field, ane_blo
 }
 
 static void read_block(ane_wire *parent, const ane_wire_field *field, ane_block *b,
-                       reader *r);
+                       ane_coreml_reader *r);
 
 #define MAX_OP_ARGS 64
 
 static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_block *b,
-                           reader *r) {
+                           ane_coreml_reader *r) {
     ane_wire w = ane_wire_message(parent, field);
     ane_wire_field f, v;
     ane_op_desc d = {0};
@@ -632,7 +233,7 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
             if (!read_entry(&w, &f, r, &key, &v)) break;
             int p = row ? ane_op_param_index(row, key) : -1;
             if (f.number == 5 && !strcmp(key, "name")) {
-                const ane_const *c = read_value(&w, &v, r);
+                const ane_const *c = ane__coreml_value(&w, &v, r);
                 /* No data: it was put into a weight file that is absent. */
                 if (c && c->data && c->type->kind == ANE_T_TENSOR &&
                     c->type->dtype == ANE_STRING && ane_type_count(c->type) == 1)
@@ -640,7 +241,7 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
                 continue;
             }
             if (f.number == 5 && !strcmp(d.op, "const") && !strcmp(key, "val")) {
-                val = read_value(&w, &v, r);
+                val = ane__coreml_value(&w, &v, r);
                 continue;
             }
             if (f.number == 5 && p < 0) {
@@ -658,7 +259,7 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
                 if (row && p >= 0) a->tuple = row->params[p].tuple;
             } else {                    /* a constexpr's parameter, given as attribute */
                 ane_value **one = ane_arena_alloc(r->scratch, sizeof *one);
-                if (!one) no_memory(&w);
+                if (!one) ane__coreml_nomem(&w);
                 v.number = 2;
                 if (one && (*one = bind(&w, &v, b, r))) {
                     a->v = one;
@@ -671,7 +272,7 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
                 const char **n2 = ane_arena_alloc(r->scratch, (size_t)cap * sizeof *n2);
                 const ane_type **t2 = ane_arena_alloc(r->scratch, (size_t)cap * sizeof *t2);
                 if (!n2 || !t2) {
-                    no_memory(&w);
+                    ane__coreml_nomem(&w);
                     break;
                 }
                 if (d.n_results) {
@@ -690,7 +291,7 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
             }
             ane_block *nested = ane_block_create(r->function, NULL);
             if (!nested) {
-                no_memory(&w);
+                ane__coreml_nomem(&w);
                 break;
             }
             blocks[d.n_blocks++] = nested;
@@ -706,9 +307,9 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
             ane_status st = own ? ane_const_create(b, own, val, false, &c, w.err) : w.status;
             if (!st && d.name && !(c->def->name = ane_arena_strndup(
                                        r->program->arena, d.name, strlen(d.name))))
-                st = no_memory(&w);
+                st = ane__coreml_nomem(&w);
             if (st) ane_wire_stop(&w, st);
-            else if (!scope_put(r, names[0], c)) no_memory(&w);
+            else if (!scope_put(r, names[0], c)) ane__coreml_nomem(&w);
         }
     } else if (!w.status) {
         d.args = args;
@@ -717,7 +318,7 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
         d.n_attrs = extra.n;
         d.declared = types;
         const char **own = ane_arena_alloc(r->scratch, (size_t)d.n_results * sizeof *own);
-        if (!own) no_memory(&w);
+        if (!own) ane__coreml_nomem(&w);
         for (int i = 0; own && i < d.n_results; i++)
             if (!(own[i] = own_name(r, b, names[i], &w))) own = NULL;
         d.result_names = own;
@@ -730,14 +331,14 @@ static void read_operation(ane_wire *parent, const ane_wire_field *field, ane_bl
             ane_wire_stop(&w, st);
         }
         for (int i = 0; op && i < op->n_results; i++)
-            if (!scope_put(r, names[i], op->results[i])) no_memory(&w);
+            if (!scope_put(r, names[i], op->results[i])) ane__coreml_nomem(&w);
     }
     ane_wire_join(parent, &w);
 }
 
 /* Fills a block: its parameters (nested blocks only), operations, outputs. */
 static void read_block(ane_wire *parent, const ane_wire_field *field, ane_block *b,
-                       reader *r) {
+                       ane_coreml_reader *r) {
     int32_t mark = r->n_entries, around = r->mark;
     ane_wire w = ane_wire_message(parent, field), again = w;
     ane_wire_field f;
@@ -751,7 +352,7 @@ static void read_block(ane_wire *parent, const ane_wire_field *field, ane_block 
         const char *own = own_name(r, b, name, &again);
         ane_status st = own ? ane_block_add_param(b, own, type, &v, again.err) : again.status;
         if (st) ane_wire_stop(&again, st);
-        else if (!scope_put(r, name, v)) no_memory(&again);
+        else if (!scope_put(r, name, v)) ane__coreml_nomem(&again);
     }
     ane_wire_join(&w, &again);
     again = w;
@@ -766,7 +367,7 @@ static void read_block(ane_wire *parent, const ane_wire_field *field, ane_block 
                 cap = cap ? 2 * cap : 4;
                 ane_value **more = ane_arena_alloc(r->scratch, (size_t)cap * sizeof *more);
                 if (!more) {
-                    no_memory(&again);
+                    ane__coreml_nomem(&again);
                     break;
                 }
                 if (n) memcpy(more, out, (size_t)n * sizeof *more);
@@ -795,7 +396,7 @@ static const char *opset_tag(const char *opset) {
 }
 
 static void read_function(ane_wire *parent, const ane_wire_field *field, const char *name,
-                          reader *r) {
+                          ane_coreml_reader *r) {
     ane_wire w = ane_wire_message(parent, field), first = w;
     ane_wire_field f, body = {0}, v;
     const char *opset = "", *key;
@@ -813,7 +414,7 @@ static void read_function(ane_wire *parent, const ane_wire_field *field, const c
             cap = cap ? 2 * cap : 4;
             ane_param_desc *more = ane_arena_alloc(r->scratch, (size_t)cap * sizeof *more);
             if (!more) {
-                no_memory(&first);
+                ane__coreml_nomem(&first);
                 break;
             }
             if (n) memcpy(more, params, (size_t)n * sizeof *more);
@@ -831,7 +432,7 @@ static void read_function(ane_wire *parent, const ane_wire_field *field, const c
                                       &r->function, w.err);
     if (st) ane_wire_stop(&w, st);
     for (int i = 0; !w.status && i < n; i++)
-        if (!scope_put(r, params[i].name, r->function->params[i])) no_memory(&w);
+        if (!scope_put(r, params[i].name, r->function->params[i])) ane__coreml_nomem(&w);
     if (!w.status) {
         r->function->attrs = extra.all;
         r->function->n_attrs = extra.n;
@@ -840,7 +441,8 @@ static void read_function(ane_wire *parent, const ane_wire_field *field, const c
     ane_wire_join(parent, &w);
 }
 
-static void read_program(ane_wire *parent, const ane_wire_field *field, reader *r) {
+static void read_program(ane_wire *parent, const ane_wire_field *field,
+                         ane_coreml_reader *r) {
     ane_wire w = ane_wire_message(parent, field);
     ane_wire_field f, v;
     attrs extra = {0};
@@ -848,7 +450,7 @@ static void read_program(ane_wire *parent, const ane_wire_field *field, reader *
     while (ane_wire_next(&w, &f)) {
         if (f.number == 2 && read_entry(&w, &f, r, &name, &v)) {
             char *kept = ane_arena_strndup(r->program->arena, name, strlen(name));
-            if (!kept) no_memory(&w);
+            if (!kept) ane__coreml_nomem(&w);
             else read_function(&w, &v, kept, r);
         } else if (f.number == 4) {
             read_attr(&w, &f, r, &extra);
@@ -863,7 +465,7 @@ ane_status ane_coreml_read(const void *data, size_t n, const ane_parse_options *
                            ane_program **program, ane_description **description,
                            ane_error *err) {
     const char *file = opts && opts->filename ? opts->filename : "<model>";
-    reader r = {0};
+    ane_coreml_reader r = {0};
     ane_description *d = NULL;
     ane_wire w, first;
     ane_wire_field f, main = {0};
@@ -874,7 +476,7 @@ ane_status ane_coreml_read(const void *data, size_t n, const ane_parse_options *
     if (!d || !r.scratch) {
         ane_arena_destroy(arena);
         d = NULL;
-        no_memory(&w);
+        ane__coreml_nomem(&w);
         goto done;
     }
     *d = (ane_description){.arena = arena, .author = "", .license = "", .version = "",
@@ -917,7 +519,7 @@ ane_status ane_coreml_read(const void *data, size_t n, const ane_parse_options *
             ane_wire e = ane_wire_message(&w, &f);
             d->raw_bytes = f.size;
             d->raw = ane_arena_strndup(d->arena, (const char *)f.data, f.size);
-            if (!d->raw) no_memory(&e);
+            if (!d->raw) ane__coreml_nomem(&e);
             ane_coreml_read_description(&e, d);
             ane_wire_join(&w, &e);
         } else if (f.number == 502) {
