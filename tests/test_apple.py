@@ -234,10 +234,14 @@ def test_failure_at_every_step(run):
     assert reached["fail_lock"] == reached["fail_unlock"] + 3, reached
 
 
+@pytest.mark.parametrize("relowered", [0, 1])
 @pytest.mark.parametrize("sticky", [False, True])
-def test_memory_that_runs_out_anywhere(run, sticky):
-    """Every allocation of a cycle fails once, alone or with all that follow."""
+def test_memory_that_runs_out_anywhere(run, sticky, relowered):
+    """Every allocation of a cycle fails once, alone or with all that follow; also of one whose
+    first evaluation is refused, and which is packed then."""
     run(f"""
+        import warnings
+        warnings.simplefilter("ignore")
         from anetorch import _core
         fail_after = _core._testing.fail_after
         x, w = data(1, 8, 2, 5), data(1, 8, 2, 5)
@@ -249,7 +253,7 @@ def test_memory_that_runs_out_anywhere(run, sticky):
         cycle(np.empty_like(x))
         failures = 0
         for n in range(1, 2000):
-            knobs(compile_budget=10**6, forget_cache=1)
+            knobs(compile_budget=10**6, forget_cache=1, single_surface={relowered})
             out = np.full((1, 8, 2, 5), 7, np.float16)
             fail_after(n, {sticky})
             try: cycle(out)

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from anetorch import Tensor, TensorPool, _core
+from anetorch import Quantization, Tensor, TensorPool, _core
 
 
 @pytest.mark.parametrize("mem", ["heap", "shm"])
@@ -188,6 +188,9 @@ def test_every_allocation_may_fail():
             invalidate(t, 100, 10)
             t.close()
             u.contiguous().close()
+            q = Tensor((6, 4), "int8")
+            q.quantization = Quantization([1, 2, 3, 4], 0, axis=-1)
+            q[::2].dequantize().close()
 
     fail_after = _core._testing.fail_after
     fail_after(0)

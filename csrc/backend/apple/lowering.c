@@ -83,17 +83,25 @@ ane_lowered *ane_lower_again(const ane_objc *rt, ane_lowered *l, ane_error *err)
     ane_lowered *other = atomic_load(&l->other);
     if (!other && !atomic_load(&l->ran) && !*l->failed) {
         other = create(&second);
-        if (other && acquire_packed(rt, l->f, other, &second)) {
+        ane_status st = other ? acquire_packed(rt, l->f, other, &second) : ANE_ERR_NOMEM;
+        if (st) {
             ane_lowered_destroy(rt, other);
             other = NULL;
+            append_packed(err, second.message);
+            /* A compile each time would use up the budget; memory may come back. */
+            if (st != ANE_ERR_NOMEM)
+                snprintf(l->failed, sizeof l->failed, "%.399s", second.message);
+        } else {
+            snprintf(other->why, sizeof other->why, refused_text, err->message);
+            ane_error_clear(err);
         }
-        if (other) snprintf(other->why, sizeof other->why, refused_text, err->message);
-        else snprintf(l->failed, sizeof l->failed, "%.399s", second.message);
         atomic_store(&l->other, other);
+    } else if (other) {
+        ane_error_clear(err);
+    } else if (*l->failed) {
+        append_packed(err, l->failed);
     }
     ane_mutex_unlock(&l->lock);
-    if (other) ane_error_clear(err);
-    else if (*l->failed) append_packed(err, l->failed);
     return other;
 }
 
