@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from anetorch.env import InputError, traceback_wanted
@@ -305,7 +308,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["train", "--steps", "0"])                                 # doctest: +SKIP
     2
     """
-    args = None
+    args, format_before = None, warnings.formatwarning
+    warnings.formatwarning = functools.partial(_format_warning, format_before)
     try:
         top = parser()
         args, rest = top.parse_known_args(argv)
@@ -330,6 +334,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"anetorch: {_one_line(e)}\n")
         return 2
+    finally:
+        warnings.formatwarning = format_before
+
+
+def _format_warning(other: Callable[..., str], message: Warning | str, category: type[Warning],
+                    filename: str, lineno: int, line: str | None = None) -> str:
+    """Ours are one line for whoever typed a command; others show where they come from."""
+    if traceback_wanted() or not Path(filename).is_relative_to(Path(__file__).parent):
+        return other(message, category, filename, lineno, line)
+    return f"anetorch: warning: {' '.join(str(message).split())}\n"
 
 
 def _sub(top: argparse.ArgumentParser, command: str) -> _Parser:

@@ -110,6 +110,28 @@ assert left() == NOTHING, left()
     assert "on ane" in out and "the model writes" in out
 
 
+def test_an_engine_that_takes_one_surface_a_side(run, tmp_path):  # noqa: F811
+    """Every program of more inputs is refused when it first runs: the command trains all the same, to
+    the same losses, and says once for each program why it is packed."""
+    run(TRAIN + f"""
+import contextlib, io, json
+from anetorch.cli import main
+want = train("ane")[0]
+knobs(single_surface=1)
+folder, said = {str(tmp_path / "run")!r}, io.StringIO()
+with contextlib.redirect_stderr(said):
+    assert main(["train", *FILES, "--seq", "32", "--batch", "2", "--device", "ane", "--out", folder,
+                 "--steps", str(STEPS)]) == 0
+rows = [json.loads(r) for r in open(folder + "/metrics.jsonl")]
+np.testing.assert_array_equal([r["loss"] for r in rows if "loss" in r], want)
+lines = said.getvalue().splitlines()
+assert lines and all(line.startswith("anetorch: warning: [run] packed into one surface, as its own "
+                                     "ports were refused: ") for line in lines), lines
+gc.collect()
+assert left() == NOTHING, left()
+""")
+
+
 def test_a_failing_engine_stops_the_step(run):  # noqa: F811
     """The device's error; the weights are those before the step, and training goes on from
     them to the same bits."""
