@@ -20,6 +20,14 @@ struct step {
     float s, t;
 };
 
+/* One vector after the other: worked at together, functions of several instructions need more
+ * registers than there are, and each step would spill. */
+#ifdef V_ORDER
+#define ORDER(r) __asm__ volatile("" : "+" V_ORDER(r))
+#else
+#define ORDER(r) (void)(r)
+#endif
+
 #define STEP(name, expr)                                                                  \
     static void p_##name(const step *s, size_t i, vf r0, vf r1, vf r2, vf r3, vf r4,      \
                          vf r5, vf r6, vf r7) {                                           \
@@ -27,7 +35,10 @@ struct step {
         vf v = v_set1(s->s), w = v_set1(s->t);                                            \
         const char *row = s->row;                                                         \
         (void)v, (void)w, (void)row;                                                      \
-        UNROLL for (size_t j = 0; j < UNITS; j++) r[j] = expr;                            \
+        UNROLL for (size_t j = 0; j < UNITS; j++) {                                       \
+            r[j] = expr;                                                                  \
+            ORDER(r[j]);                                                                  \
+        }                                                                                 \
         s++;                                                                              \
         s->fn(s, i, r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7]);                      \
     }
@@ -71,6 +82,7 @@ PAIR(add) PAIR(mul) PAIR(max) PAIR(min)
 SIMPLE_MAP(X)
 #undef X
 #undef STEP
+#undef ORDER
 
 #define STORE(name, per, size, put)                                                       \
     static void p_##name(const step *s, size_t i, vf r0, vf r1, vf r2, vf r3, vf r4,      \

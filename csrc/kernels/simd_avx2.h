@@ -117,6 +117,7 @@ static inline void v_storeb_n(void *p, vf x, size_t n) {
 
 #define VSTREAM 32
 static inline void v_stream(void *p, vf x) { _mm256_stream_ps(p, x); }
+#define V_ORDER "x"     /* constraint of a vector register: there are only sixteen */
 static inline void v_stream16(void *p, vf a, vf b) {
     __m128i lo = _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT);
     __m128i hi = _mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT);
