@@ -7,26 +7,33 @@
 
 enum { POSITIONS = 1024 };
 
+/* Where in a plane of the big side tap (a, b, e) of the window at output position q lies;
+ * -1: in the padding. */
+static inline int64_t place(const ane_window *w, int64_t q, int64_t a, int64_t b, int64_t e) {
+    int64_t k = q % w->out[2] * w->stride[2] + e * w->dilation[2] - w->pad[2][0];
+    int64_t j = q / w->out[2] % w->out[1] * w->stride[1] + b * w->dilation[1] - w->pad[1][0];
+    int64_t i = q / w->out[2] / w->out[1] * w->stride[0] + a * w->dilation[0] - w->pad[0][0];
+    bool in = i >= 0 && i < w->in[0] && j >= 0 && j < w->in[1] && k >= 0 && k < w->in[2];
+    return in ? (i * w->in[1] + j) * w->in[2] + k : -1;
+}
+
+#define FOR_TAPS(w, a, b, e)                                                               \
+    for (int64_t a = 0; a < (w)->kernel[0]; a++)                                           \
+        for (int64_t b = 0; b < (w)->kernel[1]; b++)                                       \
+            for (int64_t e = 0; e < (w)->kernel[2]; e++)
+
 /* col[(c, k), p] = x[c, position of tap k in window at+p], 0 in the padding. */
 static void gather(double *col, const double *x, const ane_window *w, int64_t channels,
                    int64_t at, int64_t n) {
     int64_t plane = w->in[0] * w->in[1] * w->in[2];
     for (int64_t c = 0; c < channels; c++, x += plane)
-        for (int64_t a = 0; a < w->kernel[0]; a++)
-            for (int64_t b = 0; b < w->kernel[1]; b++)
-                for (int64_t e = 0; e < w->kernel[2]; e++, col += n)
-                    for (int64_t p = 0; p < n; p++) {
-                        int64_t q = at + p;
-                        int64_t k = q % w->out[2] * w->stride[2] + e * w->dilation[2] -
-                                    w->pad[2][0];
-                        int64_t j = q / w->out[2] % w->out[1] * w->stride[1] +
-                                    b * w->dilation[1] - w->pad[1][0];
-                        int64_t i = q / w->out[2] / w->out[1] * w->stride[0] +
-                                    a * w->dilation[0] - w->pad[0][0];
-                        bool in = i >= 0 && i < w->in[0] && j >= 0 && j < w->in[1] && k >= 0 &&
-                                  k < w->in[2];
-                        col[p] = in ? x[(i * w->in[1] + j) * w->in[2] + k] : 0;
-                    }
+        FOR_TAPS(w, a, b, e) {
+            for (int64_t p = 0; p < n; p++) {
+                int64_t from = place(w, at + p, a, b, e);
+                col[p] = from < 0 ? 0 : x[from];
+            }
+            col += n;
+        }
 }
 
 /* The adjoint: y[c, position] += col[(c, k), p]; `w` is the geometry of the big side y. */
@@ -34,21 +41,13 @@ static void spread(double *y, const double *col, const ane_window *w, int64_t ch
                    int64_t at, int64_t n) {
     int64_t plane = w->in[0] * w->in[1] * w->in[2];
     for (int64_t c = 0; c < channels; c++, y += plane)
-        for (int64_t a = 0; a < w->kernel[0]; a++)
-            for (int64_t b = 0; b < w->kernel[1]; b++)
-                for (int64_t e = 0; e < w->kernel[2]; e++, col += n)
-                    for (int64_t p = 0; p < n; p++) {
-                        int64_t q = at + p;
-                        int64_t k = q % w->out[2] * w->stride[2] + e * w->dilation[2] -
-                                    w->pad[2][0];
-                        int64_t j = q / w->out[2] % w->out[1] * w->stride[1] +
-                                    b * w->dilation[1] - w->pad[1][0];
-                        int64_t i = q / w->out[2] / w->out[1] * w->stride[0] +
-                                    a * w->dilation[0] - w->pad[0][0];
-                        if (i >= 0 && i < w->in[0] && j >= 0 && j < w->in[1] && k >= 0 &&
-                            k < w->in[2])
-                            y[(i * w->in[1] + j) * w->in[2] + k] += col[p];
-                    }
+        FOR_TAPS(w, a, b, e) {
+            for (int64_t p = 0; p < n; p++) {
+                int64_t to = place(w, at + p, a, b, e);
+                if (to >= 0) y[to] += col[p];
+            }
+            col += n;
+        }
 }
 
 static void add_bias(ane_rt *y, const ane_rt *bias) {

@@ -160,51 +160,60 @@ static ane_rt *copy_of_data(ane_eval *ev) {
     return y;
 }
 
-ane_status ane__eval_scatter(ane_eval *ev) {
-    const ane_rt *idx = ane_eval_in(ev, "indices"), *u = ane_eval_in(ev, "updates");
-    ane_rt *y = copy_of_data(ev);
-    if (!y) return ev->status;
-    bool is_strict = strict(ev);
-    how mode = mode_of(ev);
+/* What the scatters along one axis share: y is the copy of data, [outer, d, inner]. */
+typedef struct scattering {
+    const ane_rt *indices, *updates;
+    ane_rt *y;
+    how mode;
+    bool strict;
     int axis;
-    ane_status st = ane__eval_axis(ev, "axis", 0, y->rank, &axis);
+    int64_t outer, d, inner;
+} scattering;
+
+static ane_status scattering_init(ane_eval *ev, scattering *s) {
+    *s = (scattering){.indices = ane_eval_in(ev, "indices"),
+                      .updates = ane_eval_in(ev, "updates"), .y = copy_of_data(ev)};
+    if (!s->y) return ev->status;
+    s->strict = strict(ev);
+    s->mode = mode_of(ev);
+    ane_status st = ane__eval_axis(ev, "axis", 0, s->y->rank, &s->axis);
+    if (!st) ane__around(s->y->rank, s->y->shape, s->axis, &s->outer, &s->d, &s->inner);
+    return st;
+}
+
+ane_status ane__eval_scatter(ane_eval *ev) {
+    scattering s;
+    ane_status st = scattering_init(ev, &s);
     if (st) return st;
-    int64_t outer, d, inner, m = idx->count;
-    ane__around(y->rank, y->shape, axis, &outer, &d, &inner);
-    if (u->count != outer * m * inner)
+    int64_t m = s.indices->count;
+    if (s.updates->count != s.outer * m * s.inner)
         return ane_eval_fail(ev, ANE_ERR_SHAPE, "'updates' does not fit");
-    for (int64_t o = 0; o < outer; o++)
+    for (int64_t o = 0; o < s.outer; o++)
         for (int64_t i = 0; i < m; i++) {
             int64_t k;
-            st = at(ev, idx->data[i], d, is_strict, false, &k);
+            st = at(ev, s.indices->data[i], s.d, s.strict, false, &k);
             if (st) return st;
             if (k >= 0)
-                combine(mode, y->dtype, y->data + (o * d + k) * inner,
-                        u->data + (o * m + i) * inner, inner);
+                combine(s.mode, s.y->dtype, s.y->data + (o * s.d + k) * s.inner,
+                        s.updates->data + (o * m + i) * s.inner, s.inner);
         }
     return ANE_OK;
 }
 
 ane_status ane__eval_scatter_along_axis(ane_eval *ev) {
-    const ane_rt *idx = ane_eval_in(ev, "indices"), *u = ane_eval_in(ev, "updates");
-    ane_rt *y = copy_of_data(ev);
-    if (!y) return ev->status;
-    bool is_strict = strict(ev);
-    how mode = mode_of(ev);
-    int axis;
-    ane_status st = ane__eval_axis(ev, "axis", 0, y->rank, &axis);
+    scattering s;
+    ane_status st = scattering_init(ev, &s);
     if (st) return st;
-    int64_t outer, d, inner, n = idx->shape[axis];
-    ane__around(y->rank, y->shape, axis, &outer, &d, &inner);
-    if (idx->count != outer * n * inner || u->count != idx->count)
+    int64_t count = s.indices->count, n = s.indices->shape[s.axis];
+    if (count != s.outer * n * s.inner || s.updates->count != count)
         return ane_eval_fail(ev, ANE_ERR_SHAPE, "'indices' or 'updates' does not fit");
-    for (int64_t i = 0; i < idx->count; i++) {
-        int64_t k;
-        st = at(ev, idx->data[i], d, is_strict, false, &k);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t k, o = i / (n * s.inner);
+        st = at(ev, s.indices->data[i], s.d, s.strict, false, &k);
         if (st) return st;
         if (k >= 0)
-            combine(mode, y->dtype,
-                    y->data + (i / (n * inner) * d + k) * inner + i % inner, u->data + i, 1);
+            combine(s.mode, s.y->dtype, s.y->data + (o * s.d + k) * s.inner + i % s.inner,
+                    s.updates->data + i, 1);
     }
     return ANE_OK;
 }
