@@ -69,7 +69,10 @@ def test_batch_is_a_list(linear_package):
     ({"x": np.zeros((3, 7)), "z": 1}, "unknown ['z']"),
     ({"x": np.zeros((7, 3))}, "expected shape (3, 7), got (7, 3)"),
     ({"x": np.zeros((3, 7), complex)}, "complex"),
-    ({"x": "text"}, "x"),
+    ({"x": "text"}, "'x': expected numbers"),
+    ({"x": None}, "'x': expected numbers"),
+    ({"x": [[1, 2], [3]]}, "'x': expected an array of numbers"),
+    ([{"x": np.zeros((3, 7))}, {"x": np.zeros(3)}], "(3,) (item 1 of the batch)"),
 ])
 def test_bad_input_names_the_input(linear_package, data, text):
     model = anetorch.load(linear_package[0])

@@ -243,7 +243,9 @@ def test_any_number_is_taken(given, tmp_path):
 
 def test_a_tensor_of_pytorch_is_taken(tmp_path):
     model = anetorch.load(package(tmp_path, Half(), [array("x", 3)]))
-    np.testing.assert_array_equal(model.predict({"x": torch.tensor([1.0, 2.0, 4.0])})["y"], [0.5, 1, 2])
+    for grad in (False, True):
+        x = torch.tensor([1.0, 2.0, 4.0], requires_grad=grad)
+        np.testing.assert_array_equal(model.predict({"x": x})["y"], [0.5, 1, 2])
 
 
 def test_integers_are_cut_as_a_cast_does(tmp_path):
@@ -333,3 +335,16 @@ def test_a_batch_with_states_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a state serves one prediction"):
         model.predict([{"x": [1, 2, 3]}], model.make_state())
     assert model.predict([]) == []
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    def read(s):
+        return {"y": anetorch.mil.ops.read_state(input=s)}
+
+    one, two = (anetorch.coreml.Model(anetorch.mil.build(
+        lambda **s: read(*s.values()), {name: anetorch.mil.state((3,), "fp16")}))
+        for name in ("a", "b"))
+    assert not one.predict({}, one.make_state())["y"].any()
+    for wrong in (two.make_state(), {"a": np.zeros(3, np.float16)}):
+        with pytest.raises(TypeError, match=r"expected a state of this model \(\['a'\]\)"):
+            one.predict({}, wrong)

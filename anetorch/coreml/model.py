@@ -23,6 +23,19 @@ __all__ = ["Model", "State", "load"]
 _NUMPY_HAS = {mil for name, (mil, _, _) in DTYPES.items() if name != "bfloat16"}
 
 
+def _numbers(name: str, value: Any) -> np.ndarray:
+    """What NumPy, or a tensor of PyTorch that may have a gradient, makes of an input."""
+    try:
+        a = np.asarray(value.detach() if hasattr(value, "detach") else value)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise TypeError(f"[predict] '{name}': expected an array of numbers: {e}") from e
+    if a.dtype.kind == "c":
+        raise TypeError(f"[predict] '{name}': complex numbers are not supported")
+    if a.dtype.kind in "OSUMm":
+        raise TypeError(f"[predict] '{name}': expected numbers, got {value!r:.60}")
+    return a
+
+
 class State:
     """The mutable state of one use of a model, made by :meth:`Model.make_state`.
 
@@ -249,7 +262,7 @@ class Model:
         if isinstance(data, Sequence) and all(isinstance(d, Mapping) for d in data):
             if state is not None:
                 raise ValueError("[predict] a state serves one prediction, not a batch")
-            return [self._predict_one(d, None) for d in data]
+            return self._batch(data)
         raise TypeError(
             f"[predict] expected a dict or a list of dicts, got {type(data).__name__}"
         )
@@ -274,6 +287,11 @@ class Model:
             raise ValueError(
                 f"[predict] the model has states {sorted(self.states)}; pass make_state()'s result"
             )
+        if state is not None and (not isinstance(state, State) or set(state) != set(self.states)):
+            raise TypeError(
+                f"[predict] expected a state of this model ({sorted(self.states)}), made by "
+                f"make_state(); got {state!r:.200}"
+            )
         kernel = self.kernel
         args: dict[str, Any] = {}
         for port in kernel.inputs:
@@ -283,6 +301,15 @@ class Model:
             else:
                 args[port.name] = self._input(self.inputs[port.name], port, data)
         return args
+
+    def _batch(self, data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        results = []
+        for i, d in enumerate(data):
+            try:
+                results.append(self._predict_one(d, None))
+            except (ValueError, TypeError) as e:
+                raise type(e)(f"{e} (item {i} of the batch)") from e
+        return results
 
     def _predict_one(self, data: Mapping[str, Any], state: State | None) -> dict[str, Any]:
         args, kernel = self.arguments(data, state), self.kernel
@@ -297,11 +324,7 @@ class Model:
         value = data[feature.name]
         if feature.kind == "image":
             return image_to_array(feature, value, port.dtype)
-        a = np.asarray(value)
-        if a.dtype == object:
-            raise TypeError(f"[predict] '{feature.name}': expected numbers, got {value!r:.60}")
-        if a.dtype.kind == "c":
-            raise TypeError(f"[predict] '{feature.name}': complex numbers are not supported")
+        a = _numbers(feature.name, value)
         want = tuple(port.shape)
         if a.shape == () and want == (1,) or a.shape == (1,) and want == ():
             a = a.reshape(want)
