@@ -806,6 +806,8 @@ typedef struct ane_memory_info {
     size_t inputs, outputs, constants;
     size_t packed;                      /* constants once more, as products want them */
     size_t scratch;                     /* the block that a run borrows */
+    size_t panels;                      /* what the threads of the largest product fill as they
+                                           go, at most, on as many threads as there are now */
     size_t reference;                   /* doubles of the largest step that is evaluated
                                            plainly, as far as its shapes are known */
     size_t total;                       /* of the above */

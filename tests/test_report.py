@@ -49,7 +49,7 @@ def test_memory_says_what_goes_where() -> None:
     assert isinstance(m, Memory)
     assert (m["inputs"], m["outputs"], m["constants"]) == (4 * (64 * 96 + 96 * 80), 4 * 64 * 64, 4 * 96 * 80)
     assert m["total"] == sum(m[k] for k in ("inputs", "outputs", "constants", "packed", "scratch",
-                                            "reference"))
+                                            "panels", "reference"))
     by_kind: dict[str, int] = {}
     for b in m.buffers:
         by_kind[b["kind"]] = by_kind.get(b["kind"], 0) + b["bytes"]
@@ -325,3 +325,49 @@ def check_trace(trace: dict) -> None:
                      if e["ph"] == "X" and e["tid"] == tid)
         assert all(a[1] <= b[0] + 1e-3 for a, b in zip(row, row[1:])), tid
     assert re.fullmatch("ms|ns", trace["displayTimeUnit"])
+
+
+PRODUCTS = [(5, 7, 9, 1), (1, 768, 3000, 1), (256, 768, 768, 1), (768, 256, 2048, 1), (3000, 768, 256, 1),
+            (256, 9000, 256, 1), (200, 300, 9000, 1), (64, 64, 64, 24), (256, 64, 300, 3), (2048, 512, 1111, 2)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_the_panels_of_a_product_are_counted(dtype: str, threads: int, root) -> None:
+    """A fresh thread's blocks grow to what a product fills: never beyond what memory() says, and
+    on one thread not far below."""
+    code = f"""if 1:
+        import threading, numpy as np, anetorch
+        from anetorch import _core, mil
+        wrong = []
+        def one(m, k, n, b):
+            program = mil.build(lambda x, y: mil.ops.matmul(x=x, y=y), {{
+                "x": mil.spec((b, m, k), "{dtype}"), "y": mil.spec((b, k, n), "{dtype}")}})
+            kernel = anetorch.compile(program)
+            said = kernel.memory()["panels"]
+            x, y = (np.zeros(p.shape, "{'f4' if dtype == 'fp32' else 'f2'}") for p in kernel.inputs)
+            kernel(x, y)
+            held = _core._testing.scratch_held()
+            low = said // 4 if {threads} == 1 else 0
+            if not low <= held <= said + 1024:
+                wrong.append((m, k, n, b, held, said))
+        for shape in {PRODUCTS}:
+            t = threading.Thread(target=one, args=shape)
+            t.start()
+            t.join()
+        assert not wrong, wrong"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env=os.environ | {"ANETORCH_NUM_THREADS": str(threads), "ANETORCH_BLAS": "off"})
+    assert done.returncode == 0, done.stderr[-1500:]
+
+
+def test_the_limit_counts_panels() -> None:
+    n = 1000
+    k = kernel_of(f"tensor<fp32, [{n}, {n}]> y = matmul(x = x, y = x, transpose_x = no, transpose_y = no);",
+                  f"tensor<fp32, [{n}, {n}]> x")
+    m = k.memory()
+    assert m["panels"] > 4 * n * n
+    tight = kernel_of(f"tensor<fp32, [{n}, {n}]> y = matmul(x = x, y = x, transpose_x = no, transpose_y = no);",
+                      f"tensor<fp32, [{n}, {n}]> x", memory_limit=m["total"] - 1)
+    with pytest.raises(MemoryError, match=f"{m['panels']} of panels"):
+        tight(np.zeros((n, n), np.float32))

@@ -464,3 +464,5 @@ void ane_scratch_pop(void *p) {
     if (f->own) ane_aligned_free(f);
     else stack.used -= f->bytes;
 }
+
+size_t ane_scratch_held(void) { return stack.size + kept.size; }

@@ -59,6 +59,8 @@ int64_t ane_now_ns(void);
  * reverse order of push. 64-byte aligned, not zeroed; NULL: no memory (pop takes NULL). */
 void *ane_scratch_push(size_t bytes);
 void ane_scratch_pop(void *p);
+/* Bytes that this thread's blocks hold by now (tests). */
+size_t ane_scratch_held(void);
 /* A second block of the executing thread, not a stack: what was written stays until the same
  * thread asks for more than it holds, so that tasks of one loop share it. Only for tasks that
  * call nothing that keeps something, too. NULL: no memory. */

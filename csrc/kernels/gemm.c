@@ -208,6 +208,22 @@ size_t ane_gemm_scratch(const ane_gemm_args *args) {
     return ane__gemm_scratch(&j);
 }
 
+size_t ane_gemm_panels(const ane_gemm_args *args) {
+    if (check(args, NULL) || !args->m || !args->n || !args->batch) return 0;
+    ane_gemm_args g = *args;
+    merge_batch(&g);
+    if (ane_blas_takes(&g)) return 0;
+    job j;
+    bool swap = fill(&j, NULL, &g);
+    size_t threads = (size_t)ane_num_threads(), one = ane__gemm_task_scratch(&j);
+    if (g.batch > 1 && (ane__gemm_is_small(&j) ||
+                        ((size_t)g.batch >= threads * 2 && one <= SHARED_BYTES / 4)))
+        return threads * one;
+    j.pa.data = swap ? g.packed_b : g.packed_a;
+    j.pb.data = swap ? g.packed_a : g.packed_b;
+    return ane__gemm_most(&j, threads);
+}
+
 const char *ane_gemm_name(const ane_gemm_args *args) {
     if (check(args, NULL)) return "none";
     ane_gemm_args g = *args;

@@ -427,3 +427,18 @@ size_t ane__gemm_scratch(const job *j) {
     size_t least = bytes / x->count * 17;
     return least > SHARED_BYTES ? least : SHARED_BYTES;
 }
+
+size_t ane__gemm_most(const job *j, size_t threads) {
+    bool bare = !j->pa.data && !j->pb.data, share_a = shares_a(j), by_rows = !share_a;
+    if (ane__gemm_is_vector(j)) return j->k * sizeof(float);
+    if (bare && ane__gemm_is_small(j)) return ane__gemm_task_scratch(j);
+    size_t shared = ane__gemm_scratch(j), rows = j->ap.count, cols = j->bp.count;
+    ready a = j->pa, b = j->pb;
+    if (a.data && b.data) by_rows = rows >= cols;
+    else (share_a ? &a : &b)->data = "";            /* packed, as the tasks see it */
+    if (by_rows) rows = min_size(rows, cut(BLOCK_ROWS, j->e->mr));
+    else cols = min_size(cols, cut(BLOCK_ROWS, j->e->nr));
+    /* A few threads pack the shared operand each for itself. */
+    return shared * (threads <= WORKERS ? threads : 1) +
+           threads * block_scratch(j, a, b, rows, cols);
+}

@@ -230,7 +230,7 @@ static PyMethodDef request_methods[] = {
                "the last profiled run; 0 is the one that called. At most 16,384 intervals.")},
     {"memory", request_memory, METH_NOARGS,
      PyDoc_STR("memory() -> dict\n\nBytes of inputs, outputs, constants, packed weights, "
-               "scratch and reference evaluation, their total, and what scratch would be without "
+               "scratch, panels of products and reference evaluation, their total, and what scratch would be without "
                "reuse (values).")},
     {NULL, NULL, 0, NULL},
 };

@@ -4,6 +4,7 @@
 
 #include "../base/env.h"
 #include "../base/mem.h"
+#include "../base/sync.h"
 #include "../pass/group.h"
 
 static PyObject *py_fail_after(PyObject *self, PyObject *args) {
@@ -56,7 +57,15 @@ static PyObject *py_variables(PyObject *self, PyObject *unused) {
     return list;
 }
 
+static PyObject *py_scratch_held(PyObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+    return PyLong_FromSize_t(ANE_INTERNAL(ane_scratch_held)());
+}
+
 static PyMethodDef methods[] = {
+    {"scratch_held", py_scratch_held, METH_NOARGS,
+     PyDoc_STR("scratch_held() -> int\n\nBytes that this thread's blocks of kernels hold.")},
     {"switches", py_switches, METH_NOARGS,
      PyDoc_STR("switches() -> [(variable, value), ...]\n\nEach turns one optimisation off.")},
     {"variables", py_variables, METH_NOARGS,

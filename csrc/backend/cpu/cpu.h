@@ -67,6 +67,8 @@ typedef ane_status ane_prepare_fn(const ane_exec *ex, const ane_step *s, ane_err
 struct ane_step {
     ane_step_fn *fn;
     ane_prepare_fn *prepare;            /* NULL: nothing to prepare */
+    size_t (*panels)(const ane_step *s);        /* what its threads fill as they go, at most
+                                           and on as many as there are now; NULL: not known */
     const ane_op *op;                   /* the (last) op it computes; NULL: a copy */
     const char *const *values;          /* results of all ops it computes, for reports */
     int n_values;

@@ -24,12 +24,14 @@ void ane_plan_memory(const ane_plan *p, ane_memory_info *info) {
         if (p->bufs[i].kind == ANE_BUF_CONST) info->constants += p->bufs[i].bytes;
     for (const ane_packed *k = p->packed; k; k = k->next) info->packed += k->bytes;
     for (int i = 0; i < p->n_steps; i++) {
+        size_t panels = p->steps[i].panels ? p->steps[i].panels(&p->steps[i]) : 0;
+        if (panels > info->panels) info->panels = panels;
         if (strcmp(p->steps[i].kernel, "reference")) continue;
         size_t n = reference_bytes(&p->steps[i]);
         if (n > info->reference) info->reference = n;
     }
     info->total = info->inputs + info->outputs + info->constants + info->packed +
-                  info->scratch + info->reference;
+                  info->scratch + info->panels + info->reference;
 }
 
 void ane_plan_buffers(const ane_plan *p,
@@ -67,8 +69,8 @@ ane_status ane_plan_check_limit(const ane_plan *p, size_t limit, ane_error *err)
     if (m.total <= limit) return ANE_OK;
     return ane_fail(err, ANE_ERR_NOMEM,
                     "[bind] %s needs %zu bytes for these shapes (%zu of inputs, %zu of outputs, "
-                    "%zu of constants, %zu of packed weights, %zu of scratch, %zu of reference "
+                    "%zu of constants, %zu of packed weights, %zu of scratch, %zu of panels, %zu of reference "
                     "evaluation) and the memory limit is %zu: use smaller shapes, or raise "
                     "memory_limit or ANETORCH_MEMORY_LIMIT", p->fn->name, m.total, m.inputs,
-                    m.outputs, m.constants, m.packed, m.scratch, m.reference, limit);
+                    m.outputs, m.constants, m.packed, m.scratch, m.panels, m.reference, limit);
 }

@@ -187,6 +187,16 @@ static ane_mat mat_of(const ane_view *v) {
                      .cs = v->strides[v->rank - 1]};
 }
 
+static size_t panels_of(const ane_step *s) {
+    const product *p = s->data;
+    ane_gemm_args args = p->args;
+    static double somewhere;            /* nobody looks there, but operands are at some address */
+    args.a.data = args.b.data = args.c.data = &somewhere;
+    args.packed_a = p->packed[0];
+    args.packed_b = p->packed[1];
+    return ane_gemm_panels(&args);
+}
+
 ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group *grp) {
     const ane_op *op = g->ops[grp->core];
     const ane_product *pr = &grp->product;
@@ -277,6 +287,7 @@ ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group
         if (bytes) p->packed[i]->name = pl->plan->bufs[(i ? b : a).buf].name;
     }
     s->prepare = prepare_product;
+    s->panels = panels_of;
     s->data = p;
     s->label = ane_group_label(pl, g, grp);
     s->kernel = ane_gemm_name(&probe);
