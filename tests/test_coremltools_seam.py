@@ -168,6 +168,8 @@ def test_assets(installed, tmp_path):
                  asset.from_path(model.get_compiled_model_path())):
         loaded = ct.models.CompiledMLModel.from_asset(made)
         np.testing.assert_array_equal(loaded.predict({"x": x})["y"], expected)
+        again = ct.models.CompiledMLModel(loaded._proxy.get_compiled_model_path())
+        np.testing.assert_array_equal(again.predict({"x": x})["y"], expected)
     with pytest.raises(RuntimeError, match="leaves the model's folder"):
         asset.from_memory(spec, {"../weight.bin": weights})
 

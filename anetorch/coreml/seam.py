@@ -92,10 +92,15 @@ class _Proxy:
             data = folder / "Data"
             data.mkdir(parents=True)
             shutil.copy2(path, data / "model.mlmodel")
+            weights = Path(path).parent / "weights"         # of an asset made from memory
+            if weights.is_dir():
+                shutil.copytree(weights, data / "weights")
             (folder / "Manifest.json").write_text(json.dumps({
                 "rootModelIdentifier": "model",
                 "itemInfoEntries": {"model": {"path": "model.mlmodel"}},
             }))
+        if (folder / "model.mil").exists():                     # it was compiled already
+            return str(folder)
         (folder / "model.mil").write_text(program.text(), "utf-8")
         for weights in folder.glob("Data/**/weights"):          # as the text names them
             (folder / "weights").symlink_to(weights.relative_to(folder))
