@@ -1,6 +1,6 @@
 /* Packing of 16-bit operands for kernels that multiply them as they are: panels of W with kr
  * consecutive k together, [k / kr][W][kr]. `get` turns one element of the source into the
- * stored 16 bits. Plain C: included by ukr_*.c, static only. */
+ * stored 16 bits. Plain C, the general way: pack16_neon.h takes whole blocks. */
 #ifndef ANE_PACK16_H
 #define ANE_PACK16_H
 
@@ -38,11 +38,5 @@ pack16(uint16_t (*get)(const char *, ane_dtype), const size_t w, const size_t kr
                 i < count && p < k ? get(from + (int64_t)p * s_k, dtype) : (uint16_t)0;
     }
 }
-
-#define PACK16(name, get, w, kr)                                                          \
-    static void name(void *dst, size_t stride, const void *src, ane_dtype dtype,          \
-                     int64_t s_i, int64_t s_k, size_t count, size_t k) {                  \
-        pack16(get, w, kr, dst, stride, src, dtype, s_i, s_k, count, k);                  \
-    }
 
 #endif

@@ -4,11 +4,11 @@
 
 #include "simd.h"
 
-#include "pack16.h"
+#include "pack16_neon.h"
 
 #include "tables.h"
 
-PACK16(pack_8, pack16_bf16, 8, 2)
+PACK16_NEON(pack_8, bf16, 8, 2)
 
 /* Eight rows of eight columns; a panel's step is two k: [k / 2][8][2]. */
 static void ukr_8x8(size_t m, size_t k, const void *va, const void *vb, float *c, size_t ldc,

@@ -5,11 +5,11 @@
 
 #include "simd.h"
 
-#include "pack16.h"
+#include "pack16_neon.h"
 
 #include "tables.h"
 
-PACK16(pack_8, pack16_same, 8, 1)
+PACK16_NEON(pack_8, same, 8, 1)
 
 static void ukr_8x8(size_t m, size_t k, const void *va, const void *vb, float *c, size_t ldc,
                     bool add) {

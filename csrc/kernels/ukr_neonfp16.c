@@ -5,14 +5,14 @@
 
 #include "simd.h"
 
-#include "pack16.h"
+#include "pack16_neon.h"
 
 #include "tables.h"
 
 #define CHUNK 64
 
-PACK16(pack_8, pack16_same, 8, 1)
-PACK16(pack_24, pack16_same, 24, 1)
+PACK16_NEON(pack_8, same, 8, 1)
+PACK16_NEON(pack_24, same, 24, 1)
 
 static void redo(size_t m, size_t k, const float16_t *a, const float16_t *b, float *c,
                  size_t ldc, bool add) {
