@@ -81,5 +81,13 @@ static inline __m512i emulate_dpwssd(__m512i s, __m512i a, __m512i b) {
     return _mm512_add_epi32(s, _mm512_madd_epi16(a, b));
 }
 #define _mm512_dpwssd_epi32 emulate_dpwssd
+/* Four products of an unsigned byte of a and a signed one of b. */
+static inline __m512i emulate_dpbusd(__m512i s, __m512i a, __m512i b) {
+    __m512i even = _mm512_madd_epi16(_mm512_and_si512(a, _mm512_set1_epi16(0xff)),
+                                     _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
+    __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8));
+    return _mm512_add_epi32(s, _mm512_add_epi32(even, odd));
+}
+#define _mm512_dpbusd_epi32 emulate_dpbusd
 
 #endif

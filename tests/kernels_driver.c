@@ -432,37 +432,58 @@ static void convolutions(const ane_kernels *t) {
     ane_set_num_threads(2, NULL);
 }
 
-/* 8-bit products: sums that fp32 holds, exactly. Extremes first, where saturation would show. */
+/* 8-bit products: exact sums, rounded once. Extremes first, where saturation would show; of
+ * both signs, with and without zero points; in one block of k and in several; taps along a row
+ * and across rows; channels first and last. */
 static void bytes(const ane_kernels *t) {
-    enum { CI = 37, CO = 35, W = 19 };
-    static int8_t x[CI * W];
-    static uint8_t w[CO * CI * 3];
+    enum { CO = 35, W = 19, MOST = 37 * W > 701 * 3 ? 37 * W : 701 * 3 };
+    static const struct {
+        ane_dtype x, w;
+        int x_zero, w_zero;
+    } kinds[] = {
+        {ANE_I8, ANE_U8, 127, 0}, {ANE_I8, ANE_U8, 127, 3}, {ANE_I8, ANE_I8, -128, 0},
+        {ANE_U8, ANE_I8, 255, 0}, {ANE_U8, ANE_U8, 7, 128}, {ANE_I8, ANE_U8, 5, 128},
+        {ANE_U8, ANE_I8, 0, 0},   {ANE_U8, ANE_I8, 9, -4},
+    };
+    static uint8_t x[MOST], w[CO * 701 * 3];
     static float y[CO * W];
-    for (int round = 0; round < 3; round++) {
-        for (int i = 0; i < CI * W; i++) x[i] = (int8_t)(round ? (int)(next() % 256) - 128 : -128);
-        for (int i = 0; i < CO * CI * 3; i++) w[i] = (uint8_t)(round ? next() % 256 : 255);
+    for (size_t turn = 0; turn < sizeof kinds / sizeof *kinds * 6; turn++) {
+        size_t kind = turn / 6;
+        int round = (int)(turn % 3), ci = turn % 6 < 3 ? 37 : 701, n = turn % 6 < 3 ? W : 3;
+        bool xs = kinds[kind].x == ANE_I8, ws = kinds[kind].w == ANE_I8, down = round == 2;
+        for (int i = 0; i < ci * n; i++)
+            x[i] = (uint8_t)(round ? next() : (uint64_t)(xs ? 128 : 0));
+        for (int i = 0; i < CO * ci * 3; i++)
+            w[i] = (uint8_t)(round ? next() : (uint64_t)(ws ? 128 : 255));
+        int64_t xc = round == 1 ? 1 : n, xw = round == 1 ? ci : 1;
+        int64_t yc = round == 2 ? 4 : n * 4, yw = round == 2 ? CO * 4 : 4;
         ane_conv_args a = {
-            .n = 1, .groups = 1, .cin = CI, .cout = CO, .in = {1, 1, W}, .out = {1, 1, W},
-            .kernel = {1, 1, 3}, .stride = {1, 1, 1}, .dilation = {1, 1, 1}, .pad = {0, 0, 1},
-            .x = {x, ANE_I8, 0, round == 1 ? 1 : W, {0, 0, round == 1 ? CI : 1}},
-            .y = {y, ANE_F32, 0, round == 2 ? 4 : W * 4, {0, 0, round == 2 ? CO * 4 : 4}},
-            .w = w, .w_dtype = ANE_U8, .w_out = CI * 3, .w_in = 3, .w_s = {0, 0, 1},
-            .x_zero = 127, .w_zero = round ? 3 : 0,
+            .n = 1, .groups = 1, .cin = ci, .cout = CO,
+            .in = {1, down ? n : 1, down ? 1 : n}, .out = {1, down ? n : 1, down ? 1 : n},
+            .kernel = {1, down ? 3 : 1, down ? 1 : 3}, .stride = {1, 1, 1},
+            .dilation = {1, 1, 1}, .pad = {0, down, !down},
+            .x = {x, kinds[kind].x, 0, xc, {0, down ? xw : 0, down ? 0 : xw}},
+            .y = {y, ANE_F32, 0, yc, {0, down ? yw : 0, down ? 0 : yw}},
+            .w = w, .w_dtype = kinds[kind].w, .w_out = ci * 3, .w_in = 3,
+            .w_s = {0, down, !down}, .x_zero = kinds[kind].x_zero,
+            .w_zero = kinds[kind].w_zero,
         };
         CHECK(!ane_conv_with(t, &a, NULL), "%s: 8-bit convolution", t->name);
         for (int o = 0; o < CO; o++)
-            for (int p = 0; p < W; p++) {
+            for (int p = 0; p < n; p++) {
                 int64_t sum = 0;
-                for (int c = 0; c < CI; c++)
+                for (int c = 0; c < ci; c++)
                     for (int k = 0; k < 3; k++) {
                         int q = p + k - 1;
-                        if (q < 0 || q >= W) continue;
-                        int v = x[round == 1 ? q * CI + c : c * W + q];
-                        sum += (int64_t)(v - 127) * (w[(o * CI + c) * 3 + k] - a.w_zero);
+                        if (q < 0 || q >= n) continue;
+                        uint8_t v = x[round == 1 ? q * ci + c : c * n + q];
+                        uint8_t u = w[(o * ci + c) * 3 + k];
+                        sum += (int64_t)((xs ? (int8_t)v : v) - a.x_zero) *
+                               ((ws ? (int8_t)u : u) - a.w_zero);
                     }
-                float got = y[round == 2 ? p * CO + o : o * W + p];
-                CHECK(got == (float)sum, "%s: 8-bit sum %d, %d is %g, not %lld", t->name, o, p,
-                      (double)got, (long long)sum);
+                float got = y[round == 2 ? p * CO + o : o * n + p];
+                CHECK(got == (float)sum, "%s: 8-bit sum %zu: %d, %d is %g, not %lld", t->name,
+                      turn, o, p, (double)got, (long long)sum);
             }
     }
 }
@@ -515,7 +536,7 @@ int main(void) {
         const ane_kernels *t = ane_kernels_at(i);
         printf("%s\n", t->name);
         ane_set_num_threads(2, NULL);
-        if (t->vec || t->qtile) bytes(t);
+        if (t->vec || t->qtile || t->quad) bytes(t);
         if (t->vec) {
             attentions(t);
             convolutions(t);

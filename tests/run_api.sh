@@ -33,6 +33,7 @@ esac
 } | while read -r src; do
     case $mode:$src in  # AVX2 is what every x86 machine of ours has, and valgrind knows it
     arm:*_neon.c) isa="-mcpu=generic" ;;
+    arm:*_neondot.c) isa="-mcpu=generic+v8_2a+dotprod" ;;
     arm:*_neonfhm.c) isa="-mcpu=generic+v8_2a+fullfp16+fp16fml" ;;
     arm:*_neonbf16.c) isa="-mcpu=generic+v8_2a+fullfp16+bf16" ;;
     arm:*_neonfp16.c) isa="-mcpu=generic+v8_2a+fullfp16" ;;

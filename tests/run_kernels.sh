@@ -25,13 +25,14 @@ emulated)
 neon)
     cc="${PYTHON:-python3} -m ziglang cc -target aarch64-linux-musl"
     run="qemu-aarch64 -cpu max"
-    built="-DANE_BUILT_NEON=1 -DANE_BUILT_NEONFHM=1 -DANE_BUILT_NEONBF16=1 -DANE_BUILT_NEONFP16=1" ;;
+    built="-DANE_BUILT_NEON=1 -DANE_BUILT_NEONDOT=1 -DANE_BUILT_NEONFHM=1 -DANE_BUILT_NEONBF16=1 -DANE_BUILT_NEONFP16=1" ;;
 *)  echo "run_kernels.sh: unknown mode '$mode'" >&2; exit 2 ;;
 esac
 
 of_file() {     # the instruction set of a file, by its suffix; nothing: not for this mode
     case $mode:$1 in
     neon:*_neon.c) echo "-mcpu=generic" ;;
+    neon:*_neondot.c) echo "-mcpu=generic+v8_2a+dotprod" ;;
     neon:*_neonfhm.c) echo "-mcpu=generic+v8_2a+fullfp16+fp16fml" ;;
     neon:*_neonbf16.c) echo "-mcpu=generic+v8_2a+fullfp16+bf16" ;;
     neon:*_neonfp16.c) echo "-mcpu=generic+v8_2a+fullfp16" ;;

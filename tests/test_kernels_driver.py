@@ -48,5 +48,5 @@ def test_avx512_extensions_in_software() -> None:
 @pytest.mark.skipif(find_spec("ziglang") is None, reason="no ziglang (pip install ziglang)")
 def test_neon_under_qemu() -> None:
     out = run("neon")
-    for table in ("neon", "neonfhm", "neonbf16", "neonfp16"):
+    for table in ("neon", "neondot", "neonfhm", "neonbf16", "neonfp16"):
         assert f"{table}: available" in out or f"{table}: chosen" in out

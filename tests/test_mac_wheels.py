@@ -151,7 +151,7 @@ def test_every_kernel_of_the_architecture_is_built(wheel: zipfile.ZipFile) -> No
     """The compiler knew every instruction set: the tables' names are in the library."""
     name = next(n for n in wheel.namelist() if "/libanetorch." in n)
     data, arm = wheel.read(name), re.search("arm64|aarch64", tag(wheel))
-    for table in (("neon", "neonfp16", "neonfhm", "neonbf16") if arm
+    for table in (("neon", "neondot", "neonfp16", "neonfhm", "neonbf16") if arm
                   else ("avx2", "avx512", "avx512bf16", "avx512fp16")):
         assert re.search(rb"__%s\0" % table.encode(), data), table
 

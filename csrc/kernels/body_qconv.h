@@ -1,14 +1,20 @@
-/* The tile of quantised products: see conv_tile.h. Elements are pairs of int16, sums int32,
- * exact while they fit. Written once over qi, whose lanes are those of vf; included by
- * ukr_*.c after body_conv.h (or alone, with body_gemm.h, by an extension of a table with the
- * same CONV_MR and CONV_NV). */
+/* A tile of quantised products: see conv_tile.h. Elements are 32 bits, pairs of int16 or quads
+ * of bytes as the dot product takes them; sums are int32, exact while they fit. Written once
+ * over qi, whose lanes are those of vf; included by ukr_*.c after body_conv.h (or alone, with
+ * conv_post.h, by an extension of a table with the same CONV_MR and CONV_NV), and again for
+ * a second dot product under other names. */
+#ifndef QCONV_TILE
+#define QCONV_TILE qconv_tile
+#define QCONV_ROWS qconv_rows
+#define QCONV_DOT q_dot
+#endif
 
-static inline __attribute__((always_inline)) void qconv_rows(const size_t m, const size_t nv,
+static inline __attribute__((always_inline)) void QCONV_ROWS(const size_t m, const size_t nv,
                                                              const ane_conv_tile *t) {
     qi q[CONV_MR][CONV_NV];
-    EACH q[i][j] = q_zero();
+    EACH q[i][j] = t->init ? q_load(t->init + j * VW) : q_zero();
     CONV_FETCH(t, m)
-    CONV_TAPS(t, m, nv, q, qi, q_load, q_pair, q_dot)
+    CONV_TAPS(t, m, nv, q, qi, q_load, q_pair, QCONV_DOT)
     size_t tail = t->n - (nv - 1) * VW;
     float *c = t->c;
     if (t->add) {
@@ -24,12 +30,16 @@ static inline __attribute__((always_inline)) void qconv_rows(const size_t m, con
     CONV_STORE(s, c, t->ldc, m, nv, tail)
 }
 
-#define QCONV_CASE(m, nv) case (nv) * 16 + (m): qconv_rows(m, nv, t); break;
+#undef QCONV_CASE
+#define QCONV_CASE(m, nv) case (nv) * 16 + (m): QCONV_ROWS(m, nv, t); break;
 #undef CONV_CASE
 #define CONV_CASE(m, nv) QCONV_CASE(m, nv)
-static void qconv_tile(size_t m, const ane_conv_tile *t) {
+static void QCONV_TILE(size_t m, const ane_conv_tile *t) {
     switch ((t->n + VW - 1) / VW * 16 + m) {
         CONV_CASES
     default: break;
     }
 }
+#undef QCONV_TILE
+#undef QCONV_ROWS
+#undef QCONV_DOT

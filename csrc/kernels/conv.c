@@ -168,6 +168,7 @@ static void run_tiles(void *arg, size_t task) {
             size_t at = (c - c0) * k->nr, width = ane__least_size(k->nr, cols - at);
             ane_conv_tile t = {.skip = skip, .segs = segs, .len = len, .b = w + c * kb * k->nr,
                                .ldc = ldc, .n = width, .add = b > 0,
+                               .init = j->init && !b ? j->init + c * k->nr : NULL,
                                .post = last ? &post : NULL};
             /* The tiles of this panel fetch the one behind it, each a share. */
             const float *behind = c + 1 < c1 ? t.b + kb * k->nr
@@ -351,10 +352,8 @@ static ane_status rows_of(ane_conv_job *j, ane_error *err) {
     int64_t before[3] = {0}, after[3] = {0};
     if (!j->joined && ane__rows_view(&g->x, g->cin, g->in, &j->x)) return ANE_OK;
     if (j->joined) ane__conv_halo(g, before, after);
-    if (j->ints)
-        return ane__rows_stage(j->table, &g->x, g->n, g->cin, g->in, before, after, g->x_zero,
-                               &j->x, err);
-    return ane__rows_stage(j->table, &g->x, g->n, g->cin, g->in, before, after, 0, &j->x, err);
+    return ane__rows_stage(j->table, &g->x, g->n, g->cin, g->in, before, after,
+                           j->ints ? &j->bytes : NULL, &j->x, err);
 }
 
 ane_status ane_conv_with(const ane_kernels *table, const ane_conv_args *args, ane_error *err) {
@@ -374,10 +373,11 @@ ane_status ane_conv_with(const ane_kernels *table, const ane_conv_args *args, an
     if (st) return st;
     zeros = ane_scratch_push((longest + 1) * sizeof *zeros);
     if (!zeros) goto nomem;
-    memset(zeros, 0, (longest + 1) * sizeof *zeros);
+    memset(zeros, j.ints ? ane__bytes_zero(&j.bytes) : 0, (longest + 1) * sizeof *zeros);
     j.zeros = zeros;
     if (!h || h->magic != ANE_CONV_MAGIC || h->k != j.k || h->joined != (uint32_t)j.joined ||
-        h->bytes != sizeof *h + floats * sizeof(float)) {
+        h->bytes != sizeof *h + floats * sizeof(float) || h->as.lanes != j.bytes.lanes ||
+        h->as.zero != j.bytes.zero || h->as.flip != j.bytes.flip) {
         h = mine = ane_scratch_push(sizeof *h + floats * sizeof(float));
         if (!mine) goto nomem;
         st = ane_conv_pack_with(table, args, mine, err);
@@ -385,7 +385,9 @@ ane_status ane_conv_with(const ane_kernels *table, const ane_conv_args *args, an
     const float *w = (const float *)(const void *)(h + 1);
     for (int64_t p = 0; p < ane__conv_phases(args) && !st; p++) {
         ane__conv_set_phase(&j, p);
-        j.w = w;
+        size_t init = ane__conv_init_floats(&j);
+        j.w = w + init;
+        j.init = init ? (const int32_t *)(const void *)w : NULL;
         j.w_group = j.panels * j.ks.segs * j.ks.len * j.k->nr;
         w += ane__conv_phase_floats(&j);
         st = run_phase(&j, err);
@@ -414,8 +416,7 @@ ane_status ane_conv_pack(const ane_conv_args *args, void *dst, ane_error *err) {
 const char *ane_conv_name(const ane_conv_args *args) {
     ane_conv_job j;
     ane__conv_begin(&j, NULL, args);
-    if (j.ints) return ane_qtile_for(NULL)->qname;
-    return j.depthwise ? j.k->dw_name : j.k->name;
+    return j.depthwise ? j.k->dw_name : j.name;
 }
 double ane_conv_flops(const ane_conv_args *args) {
     double n = 2.0 * (double)args->n * (double)(args->cin / args->groups) * (double)args->cout;

@@ -9,8 +9,9 @@
  * pointers (no columns are ever gathered; a tap in the padding points at zeros). Operands of
  * another layout or type are brought into this one, with their padding, in scratch.
  *
- * Products and sums are fp32; those of 8-bit integers, which lose their zero points while they
- * are widened to int16, are exact in int32. Sums are split into blocks of k that depend on the shape only,
+ * Products and sums are fp32; those of 8-bit integers are exact in int32: values lose their
+ * zero points while they are widened to int16, or stay bytes, and sums begin with what the
+ * zero point takes from them. Sums are split into blocks of k that depend on the shape only,
  * and every output is made by one task: same bits for every thread count.
  */
 #ifndef ANE_CONV_H

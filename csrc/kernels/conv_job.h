@@ -30,8 +30,11 @@ typedef struct ane_conv_job {
     const ane_conv_kernels *k;
     const ane_conv_args *g;
     size_t cin, cout;                   /* of one group */
-    bool ints;                          /* elements are pairs of int16 */
+    bool ints;                          /* elements are integers: `bytes` says which */
+    ane_bytes bytes;
     ane_conv_tile_fn *tile;
+    const char *name;
+    const int32_t *init;                /* what sums of quads begin with, by channel; NULL */
     bool depthwise, joined;             /* joined: the taps along w make one segment */
     ane_rows x;
     ane_conv_axis a[3];
@@ -53,7 +56,8 @@ typedef struct ane_conv_packed {
     const ane_conv_kernels *k;
     uint64_t bytes;
     uint32_t joined, magic;
-    char pad[ANE_ALIGN - 8 - 8 - 8];
+    ane_bytes as;                       /* of 8-bit operands */
+    char pad[ANE_ALIGN - 8 - 8 - 8 - sizeof(ane_bytes)];
 } ane_conv_packed;
 #define ANE_CONV_MAGIC 0x564e4f43u
 
@@ -77,6 +81,9 @@ void ane__conv_block(const ane_conv_split *s, size_t b, size_t *seg, size_t *seg
 size_t ane__conv_k_before(const ane_conv_split *s, size_t b);
 /* Floats of this phase's packed weights, and of all phases'. */
 size_t ane__conv_phase_floats(const ane_conv_job *j);
+/* Of them in front of the weights: int32 that sums of quads begin with, what the zero point
+ * of x takes from them. */
+size_t ane__conv_init_floats(const ane_conv_job *j);
 size_t ane__conv_packed_floats(ane_conv_job *j);
 
 #endif

@@ -127,6 +127,32 @@ bool ane__conv_empty(const ane_conv_args *g) {
     return !g->n || !g->cout || !g->out[0] || !g->out[1] || !g->out[2];
 }
 
+/* Weights that are int8 once their zero point is gone. */
+static bool small_weights(const ane_conv_args *g) {
+    return g->w_dtype == ANE_I8 ? g->w_zero == 0 : g->w_zero == 128;
+}
+
+static void choose_tile(ane_conv_job *j, const ane_kernels *limit) {
+    const ane_conv_args *g = j->g;
+    const ane_kernels *pairs = ane_qtile_for(limit), *quads = ane_quad_for(limit);
+    j->tile = j->k->tile;
+    j->name = j->k->name;
+    if (!j->ints) return;
+    if (quads && small_weights(g)) {
+        j->tile = quads->quad;
+        j->name = quads->quad_name;
+        j->bytes = (ane_bytes){4, g->x_zero, g->x.dtype == quads->quad_x ? 0 : 0x80};
+        return;
+    }
+    j->tile = pairs->qtile;
+    j->name = pairs->qname;
+    j->bytes = (ane_bytes){.lanes = 2, .zero = g->x_zero};
+}
+
+size_t ane__conv_init_floats(const ane_conv_job *j) {
+    return j->ints && j->bytes.lanes == 4 ? j->panels * j->k->nr : 0;
+}
+
 /* What the packed form depends on. */
 void ane__conv_begin(ane_conv_job *j, const ane_kernels *limit, const ane_conv_args *g) {
     *j = (ane_conv_job){.g = g, .cin = (size_t)(g->cin / g->groups),
@@ -134,8 +160,8 @@ void ane__conv_begin(ane_conv_job *j, const ane_kernels *limit, const ane_conv_a
     j->table = limit && limit->vec ? limit : ane_kernels_get();
     j->k = j->table->conv;
     j->ints = is_byte(g->x.dtype);
-    j->tile = j->ints ? ane_qtile_for(limit)->qtile : j->k->tile;
-    if (j->ints) j->cin = ane__cut(j->cin, 2);
+    choose_tile(j, limit);
+    if (j->ints) j->cin = ane__cut(j->cin, (size_t)j->bytes.lanes);
     j->depthwise = !j->ints && j->cin == 1 && j->cout == 1 && g->groups > 1;
     j->panels = ane__cut(j->cout, j->k->nr);
     ane_rows view;
@@ -153,7 +179,7 @@ void ane__conv_set_phase(ane_conv_job *j, int64_t p) {
 size_t ane__conv_phase_floats(const ane_conv_job *j) {
     size_t k = j->ks.segs * j->ks.len;
     if (j->depthwise) return k * ane__up((size_t)j->g->groups, j->k->vw);
-    return (size_t)j->g->groups * j->panels * k * j->k->nr;
+    return ane__conv_init_floats(j) + (size_t)j->g->groups * j->panels * k * j->k->nr;
 }
 
 /* ------------------------------------------------------------------ weights */
@@ -186,6 +212,27 @@ static void put_pair(const ane_conv_args *g, float *to, const char *p, int64_t p
     memcpy(to, v, sizeof v);
 }
 
+/* Channels 4*quad and the next three, as int8. */
+static void put_quad(const ane_conv_args *g, float *to, const char *p, int64_t quad, bool real) {
+    uint8_t v[4] = {0, 0, 0, 0}, flip = g->w_dtype == ANE_U8 ? 0x80 : 0;
+    for (int64_t l = 0; l < 4 && real && 4 * quad + l < g->cin; l++)
+        v[l] = *(const uint8_t *)(p + l * g->w_in) ^ flip;
+    memcpy(to, v, sizeof v);
+}
+
+static int32_t quad_sum(const float *at) {
+    int8_t v[4];
+    memcpy(v, at, sizeof v);
+    return v[0] + v[1] + v[2] + v[3];
+}
+
+/* sum (x - zero) w = sum x w - zero sum w; the last is known before any x is. */
+static int32_t init_of(const ane_conv_job *j, int32_t sum) {
+    int byte = ane__bytes_zero(&j->bytes);
+    bool sign = (j->g->x.dtype == ANE_I8) == !j->bytes.flip;
+    return -(sign ? (int8_t)byte : byte) * sum;
+}
+
 /* One panel of one group, all k: [block][panel][k][nr]. Rows of w are read along memory. */
 static void pack_panel(void *arg, size_t task) {
     const packing *x = arg;
@@ -197,6 +244,11 @@ static void pack_panel(void *arg, size_t task) {
     const char *w = g->w;
     w += (int64_t)group * (g->transposed ? g->w_in * (int64_t)j->cin : g->w_out * (int64_t)j->cout);
     const ane_conv_axis *a = j->a;
+    const bool quads = ane__conv_init_floats(j) > 0;
+    const int64_t lanes = j->ints ? j->bytes.lanes : 1;
+    int32_t *init = (int32_t *)(void *)x->dst + first;
+    dst += ane__conv_init_floats(j);
+    if (quads) memset(init, 0, nr * sizeof *init);
     for (size_t b = 0; b < j->ks.n; b++) {
         size_t k0 = ane__conv_k_before(&j->ks, b), k1 = ane__conv_k_before(&j->ks, b + 1);
         float *to = dst + j->panels * k0 * nr + panel * (k1 - k0) * nr;
@@ -206,16 +258,20 @@ static void pack_panel(void *arg, size_t task) {
                 int64_t ci = (int64_t)(k % j->cin), t = (int64_t)(k / j->cin);
                 int64_t t2 = t % a[2].taps, t1 = t / a[2].taps % a[1].taps,
                         t0 = t / a[2].taps / a[1].taps;
-                const char *p = row + ci * (j->ints ? 2 : 1) * g->w_in +
+                const char *p = row + ci * lanes * g->w_in +
                                 (a[0].tap0 + t0 * a[0].tap_step) * g->w_s[0] +
                                 (a[1].tap0 + t1 * a[1].tap_step) * g->w_s[1] +
                                 (a[2].tap0 + t2 * a[2].tap_step) * g->w_s[2];
                 float *at = &to[(k - k0) * nr + c];
-                if (j->ints) put_pair(g, at, p, ci, c < have);
+                if (quads) {
+                    put_quad(g, at, p, ci, c < have);
+                    init[c] += quad_sum(at);
+                } else if (j->ints) put_pair(g, at, p, ci, c < have);
                 else *at = c < have ? weight_at(p, g->w_dtype) : 0.0f;
             }
         }
     }
+    for (size_t c = 0; quads && c < nr; c++) init[c] = init_of(j, init[c]);
 }
 
 /* [tap][channels]. */
@@ -260,7 +316,7 @@ ane_status ane_conv_pack_with(const ane_kernels *table, const ane_conv_args *arg
     ane__conv_begin(&j, table, args);
     ane_conv_packed *h = dst;
     *h = (ane_conv_packed){.k = j.k, .bytes = sizeof *h + ane__conv_packed_floats(&j) * sizeof(float),
-                  .joined = j.joined, .magic = ANE_CONV_MAGIC};
+                  .joined = j.joined, .magic = ANE_CONV_MAGIC, .as = j.bytes};
     float *to = (float *)(void *)(h + 1);
     for (int64_t p = 0; p < ane__conv_phases(args); p++) {
         ane__conv_set_phase(&j, p);

@@ -30,25 +30,41 @@ typedef struct staging {
     const ane_rows *to;
     int64_t channels, width;            /* width: floats of a pixel */
     const int64_t *in, *before;
-    int zero;
+    const ane_bytes *bytes;
 } staging;
+
+/* `n` pixels of 8-bit channels to quads of bytes. */
+static void flip(float *dst, const staging *s, const char *src, int64_t n) {
+    uint8_t bit = (uint8_t)s->bytes->flip;
+    for (int64_t i = 0; i < n; i++, src += s->x->s[2], dst += s->width) {
+        uint8_t *to = (uint8_t *)dst;
+        const char *p = src;
+        for (int64_t c = s->channels; c < s->width * 4; c++) to[c] = 0;
+        if (s->x->sc == 1)
+            for (int64_t c = 0; c < s->channels; c++) to[c] = ((const uint8_t *)p)[c] ^ bit;
+        else
+            for (int64_t c = 0; c < s->channels; c++, p += s->x->sc)
+                to[c] = *(const uint8_t *)p ^ bit;
+    }
+}
 
 /* `n` pixels of 8-bit channels to pairs of int16. */
 static void widen(float *dst, const staging *s, const char *src, int64_t n) {
     bool sign = s->x->dtype == ANE_I8;
+    int zero = s->bytes->zero;
     for (int64_t i = 0; i < n; i++, src += s->x->s[2], dst += s->width) {
         int16_t *to = (int16_t *)(void *)dst;
         const char *p = src;
         if (s->channels & 1) to[s->channels] = 0;
         if (s->x->sc == 1 && sign)
             for (int64_t c = 0; c < s->channels; c++)
-                to[c] = (int16_t)(((const int8_t *)p)[c] - s->zero);
+                to[c] = (int16_t)(((const int8_t *)p)[c] - zero);
         else if (s->x->sc == 1)
             for (int64_t c = 0; c < s->channels; c++)
-                to[c] = (int16_t)(((const uint8_t *)p)[c] - s->zero);
+                to[c] = (int16_t)(((const uint8_t *)p)[c] - zero);
         else
             for (int64_t c = 0; c < s->channels; c++, p += s->x->sc)
-                to[c] = (int16_t)((sign ? *(const int8_t *)p : *(const uint8_t *)p) - s->zero);
+                to[c] = (int16_t)((sign ? *(const int8_t *)p : *(const uint8_t *)p) - zero);
     }
 }
 
@@ -61,25 +77,28 @@ static void stage_row(void *arg, size_t task) {
     float *row = (float *)(uintptr_t)to->base + n * to->sn + d * to->s[0] + h * to->s[1];
     d -= s->before[0], h -= s->before[1];
     size_t c = (size_t)s->width, w = (size_t)to->in[2];
+    bool quads = s->bytes && s->bytes->lanes == 4;
+    int none = s->bytes ? ane__bytes_zero(s->bytes) : 0;
     if (d < 0 || d >= s->in[0] || h < 0 || h >= s->in[1]) {
-        memset(row, 0, w * c * sizeof *row);
+        memset(row, none, w * c * sizeof *row);
         return;
     }
     size_t left = (size_t)s->before[2], real = (size_t)s->in[2];
-    memset(row, 0, left * c * sizeof *row);
+    memset(row, none, left * c * sizeof *row);
     const char *from = (const char *)s->x->data + n * s->x->sn + d * s->x->s[0] + h * s->x->s[1];
-    if (s->x->dtype == ANE_I8 || s->x->dtype == ANE_U8)
+    if (quads) flip(row + left * c, s, from, s->in[2]);
+    else if (s->bytes)
         widen(row + left * c, s, from, s->in[2]);
     else
         s->k->conv->rows_in(row + left * c, c, from, s->x->dtype, s->x->s[2], s->x->sc, real, c);
-    memset(row + (left + real) * c, 0, (w - left - real) * c * sizeof *row);
+    memset(row + (left + real) * c, none, (w - left - real) * c * sizeof *row);
 }
 
 ane_status ane__rows_stage(const ane_kernels *k, const ane_planes *x, int64_t n,
                            int64_t channels, const int64_t *in, const int64_t *before,
-                           const int64_t *after, int zero, ane_rows *out, ane_error *err) {
-    bool bytes8 = x->dtype == ANE_I8 || x->dtype == ANE_U8;
-    int64_t width = bytes8 ? (channels + 1) / 2 : channels;
+                           const int64_t *after, const ane_bytes *as, ane_rows *out,
+                           ane_error *err) {
+    int64_t width = as ? (channels + as->lanes - 1) / as->lanes : channels;
     int64_t dims[5] = {n, 0, 0, 0, width};
     size_t bytes;
     *out = (ane_rows){.sn = 0};
@@ -98,7 +117,7 @@ ane_status ane__rows_stage(const ane_kernels *k, const ane_planes *x, int64_t n,
     out->s[1] = out->s[2] * out->in[2];
     out->s[0] = out->s[1] * out->in[1];
     out->sn = out->s[0] * out->in[0];
-    staging s = {k, x, out, channels, width, in, before, zero};
+    staging s = {k, x, out, channels, width, in, before, as};
     if (ane_parallel_for((size_t)(n * out->in[0] * out->in[1]), stage_row, &s)) return ANE_OK;
     ane_scratch_pop(out->owned);
     return ane_fail(err, ANE_ERR_CANCELLED, "[conv] cancelled");

@@ -30,6 +30,7 @@ typedef struct ane_conv_tile {
     float *c;
     size_t ldc, n;
     bool add;
+    const int32_t *init;                /* what integer sums begin with, by channel; or NULL */
     const ane_conv_post *post;
     /* Fetched meanwhile: from `ahead` a step per k, and the lines that the tile after this
      * one stores to and takes its residual from. */

@@ -75,6 +75,11 @@ typedef struct ane_kernels {
      * `post` takes as floats. NULL: those of the table below. Same shape as conv's. */
     ane_conv_tile_fn *qtile;
     const char *qname;              /* "int16_6x16__avx2" */
+    /* The same with four 8-bit channels in an element, weights int8, activations of `quad_x`
+     * (ANE_I8 or ANE_U8); NULL: pairs do. */
+    ane_conv_tile_fn *quad;
+    ane_dtype quad_x;
+    const char *quad_name;          /* "int8_8x8__neondot" */
     /* `loops` rounds of fused multiply-adds in registers, each of `peak_flops` operations:
      * what fractions of peak are measured against. The result only defeats the optimiser. */
     float (*peak)(size_t loops);
@@ -86,8 +91,8 @@ typedef struct ane_kernels {
 
 /*   table       what                                   */
 #define ANE_TABLE_MAP(X)                                                                  \
-    X(scalar) X(avx2) X(avx512) X(avx512vnni) X(avx512bf16) X(avx512fp16)                               \
-    X(neon) X(neonfhm) X(neonbf16) X(neonfp16)
+    X(scalar) X(avx2) X(avx512) X(avx512vnni) X(avx512bf16) X(avx512fp16)                 \
+    X(neon) X(neondot) X(neonfhm) X(neonbf16) X(neonfp16)
 
 /* The chosen table (the widest that has vector primitives); never NULL. */
 const ane_kernels *ane_kernels_get(void);
@@ -100,8 +105,10 @@ const ane_kernels *ane_kernels_at(size_t index);
 const ane_gemm_entry *ane_gemm_entry_for(const ane_kernels *table, ane_dtype a, ane_dtype b,
                                          ane_precision precision);
 
-/* The widest table up to `table` (NULL: the chosen ones) that has a qtile. */
+/* The widest table up to `table` (NULL: the chosen ones) that has a qtile, and the widest
+ * that has either where that is a quad (NULL: where not). */
 const ane_kernels *ane_qtile_for(const ane_kernels *table);
+const ane_kernels *ane_quad_for(const ane_kernels *table);
 
 /* ane_gemm with the tables up to `table` (testing). */
 ane_status ane_gemm_with(const ane_kernels *table, const ane_gemm_args *args, void *scratch,

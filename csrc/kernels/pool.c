@@ -81,7 +81,7 @@ ane_status ane_pool_with(const ane_kernels *table, const ane_pool_args *g, ane_e
     j.table = table && table->vec ? table : ane_kernels_get();
     if (!ane__rows_view(&g->x, g->channels, g->in, &j.x)) {
         ane_status st = ane__rows_stage(j.table, &g->x, g->n, g->channels, g->in, none, none,
-                                        0, &j.x, err);
+                                        NULL, &j.x, err);
         if (st) return st;
     }
     j.direct = ane__rows_writable(&g->y, g->channels);

@@ -40,6 +40,9 @@
 #ifndef ANE_BUILT_NEON
 #define ANE_BUILT_NEON 0
 #endif
+#ifndef ANE_BUILT_NEONDOT
+#define ANE_BUILT_NEONDOT 0
+#endif
 #ifndef ANE_BUILT_NEONFHM
 #define ANE_BUILT_NEONFHM 0
 #endif
@@ -77,7 +80,7 @@ static char wrong[512];                 /* what is wrong with ANETORCH_ISA */
 
 typedef struct cpu {
     bool avx2, avx512, vnni, bf16, fp16, intel;
-    bool neon, neon_fp16, neon_fhm, neon_bf16;
+    bool neon, neon_dot, neon_fp16, neon_fhm, neon_bf16;
 } cpu;
 
 #if defined(ANE_X86)
@@ -111,7 +114,7 @@ static cpu look(void) {
 static cpu look(void) {
     unsigned long w = getauxval(AT_HWCAP), w2 = getauxval(AT_HWCAP2);
     bool fp16 = (w & (1ul << 9)) && (w & (1ul << 10));
-    return (cpu){.neon = true, .neon_fp16 = fp16, .neon_fhm = fp16 && (w & (1ul << 23)),
+    return (cpu){.neon = true, .neon_dot = w & (1ul << 20), .neon_fp16 = fp16, .neon_fhm = fp16 && (w & (1ul << 23)),
                  .neon_bf16 = w2 & (1ul << 14)};
 }
 #elif defined(ANE_ARM) && defined(__APPLE__)
@@ -121,7 +124,8 @@ static bool feature(const char *name) {
     return !sysctlbyname(name, &v, &n, NULL, 0) && v;
 }
 static cpu look(void) {
-    return (cpu){.neon = true, .neon_fp16 = feature("hw.optional.arm.FEAT_FP16"),
+    return (cpu){.neon = true, .neon_dot = feature("hw.optional.arm.FEAT_DotProd"),
+                 .neon_fp16 = feature("hw.optional.arm.FEAT_FP16"),
                  .neon_fhm = feature("hw.optional.arm.FEAT_FHM"),
                  .neon_bf16 = feature("hw.optional.arm.FEAT_BF16")};
 }
@@ -180,6 +184,7 @@ static void decide(void) {
     add("avx512bf16", GIVE(ANE_BUILT_AVX512BF16, avx512bf16), ARCH_X86, c.bf16, c.intel);
     add("avx512fp16", GIVE(ANE_BUILT_AVX512FP16, avx512fp16), ARCH_X86, c.fp16, false);
     add("neon", GIVE(ANE_BUILT_NEON, neon), ARCH_ARM, c.neon, false);
+    add("neondot", GIVE(ANE_BUILT_NEONDOT, neondot), ARCH_ARM, c.neon_dot, false);
     add("neonfhm", GIVE(ANE_BUILT_NEONFHM, neonfhm), ARCH_ARM, c.neon_fhm, false);
     add("neonbf16", GIVE(ANE_BUILT_NEONBF16, neonbf16), ARCH_ARM, c.neon_bf16, false);
     add("neonfp16", GIVE(ANE_BUILT_NEONFP16, neonfp16), ARCH_ARM, c.neon_fp16, false);
@@ -230,12 +235,19 @@ const char *ane_isa_name(size_t i, const char **state) {
     return rows[i].name;
 }
 
-const ane_gemm_entry *ane_gemm_entry_for(const ane_kernels *table, ane_dtype a, ane_dtype b,
-                                         ane_precision precision) {
+/* Index of `table` (NULL: the chosen one) among the usable ones. */
+static size_t index_of(const ane_kernels *table) {
+    size_t top = 0;
     ready();
     if (!table) table = chosen;
-    size_t top = 0;
     while (top + 1 < n_usable && usable[top] != table) top++;
+    return top;
+}
+
+const ane_gemm_entry *ane_gemm_entry_for(const ane_kernels *table, ane_dtype a, ane_dtype b,
+                                         ane_precision precision) {
+    size_t top = index_of(table);
+    if (!table) table = chosen;
     for (size_t i = top + 1; i-- > 0;) {
         /* One that loses to its own fallback runs only when it is asked for by name. */
         if (usable[i] != table && is_slow(usable[i])) continue;
@@ -249,10 +261,13 @@ const ane_gemm_entry *ane_gemm_entry_for(const ane_kernels *table, ane_dtype a, 
 }
 
 const ane_kernels *ane_qtile_for(const ane_kernels *table) {
-    ready();
-    if (!table) table = chosen;
-    size_t top = 0;
-    while (top + 1 < n_usable && usable[top] != table) top++;
+    size_t top = index_of(table);
     while (!usable[top]->qtile) top--;          /* the scalar table has one */
     return usable[top];
+}
+
+const ane_kernels *ane_quad_for(const ane_kernels *table) {
+    size_t i = index_of(table);
+    while (!usable[i]->quad && !usable[i]->qtile) i--;
+    return usable[i]->quad ? usable[i] : NULL;
 }

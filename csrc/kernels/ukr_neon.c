@@ -8,29 +8,15 @@
 #define PEAK_CHAINS 24
 #include "body_gemm.h"
 
-#define CONV_MR 8
-#define CONV_NV 2
-#define CONV_NAME "8x8"
-#define CONV_CASES                                                                        \
-    CONV_CASE(1, 1) CONV_CASE(2, 1) CONV_CASE(3, 1) CONV_CASE(4, 1) CONV_CASE(5, 1)       \
-    CONV_CASE(6, 1) CONV_CASE(7, 1) CONV_CASE(8, 1)                                       \
-    CONV_CASE(1, 2) CONV_CASE(2, 2) CONV_CASE(3, 2) CONV_CASE(4, 2) CONV_CASE(5, 2)       \
-    CONV_CASE(6, 2) CONV_CASE(7, 2) CONV_CASE(8, 2)
+#include "conv_neon.h"
 #include "body_conv.h"
 
-typedef int32x4_t qi;
-static inline qi q_zero(void) { return vdupq_n_s32(0); }
-static inline qi q_load(const void *p) { return vreinterpretq_s32_f32(v_loadu(p)); }
-static inline qi q_pair(const void *p) { return vreinterpretq_s32_f32(vld1q_dup_f32(p)); }
+#include "qi_neon.h"
 static inline qi q_dot(qi s, qi a, qi b) {
     int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
     int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);
     return vaddq_s32(s, vpaddq_s32(low, high));
 }
-static inline qi q_add(qi a, qi b) { return vaddq_s32(a, b); }
-static inline qi q_bits(vf x) { return vreinterpretq_s32_f32(x); }
-static inline vf q_raw(qi x) { return vreinterpretq_f32_s32(x); }
-static inline vf q_float(qi x) { return vcvtq_f32_s32(x); }
 #include "body_qconv.h"
 
 #include "body_attention.h"

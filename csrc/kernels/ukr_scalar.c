@@ -31,7 +31,16 @@ static inline qi q_dot(qi s, qi a, qi b) {
     memcpy(y, &b, sizeof y);
     return s + x[0] * y[0] + x[1] * y[1];
 }
-static inline qi q_add(qi a, qi b) { return a + b; }
+/* An unsigned byte times a signed one; what sums begin with may be large, so they wrap. */
+static inline qi q_dot4(qi s, qi a, qi b) {
+    uint8_t x[4];
+    int8_t y[4];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    int32_t sum = x[0] * y[0] + x[1] * y[1] + x[2] * y[2] + x[3] * y[3];
+    return (qi)((uint32_t)s + (uint32_t)sum);
+}
+static inline qi q_add(qi a, qi b) { return (qi)((uint32_t)a + (uint32_t)b); }
 static inline qi q_bits(vf x) { return q_load(&x); }
 static inline vf q_raw(qi x) {
     vf y;
@@ -39,6 +48,10 @@ static inline vf q_raw(qi x) {
     return y;
 }
 static inline vf q_float(qi x) { return (vf)x; }
+#include "body_qconv.h"
+#define QCONV_TILE quad_tile
+#define QCONV_ROWS quad_rows
+#define QCONV_DOT q_dot4
 #include "body_qconv.h"
 
 #include "body_attention.h"
@@ -72,5 +85,7 @@ const ane_kernels ane_kernels__scalar = {
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
-    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_4x4__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_4x4__" ISA_NAME,
+    .quad = quad_tile, .quad_x = ANE_U8, .quad_name = "int8_4x4__" ISA_NAME,
+    .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };
