@@ -387,3 +387,82 @@ def test_masks_that_are_computed_from_constants_hide_keys(form: str) -> None:
     x = draw(program)
     plain = written_out("fp32", n, n, causal(n, n, "fp32", -np.inf), batch=(2,))
     check(outputs(kernel, x)["o"], analyse(plain, x)["o"], form)
+
+
+# ---------------------------------------------------------------- masks of a run
+
+
+def masks_of_a_run(queries: int, keys: int, dtype: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    see = causal(queries, keys, "fp32", -1.0) == 0
+    window = see & ~np.tri(queries, keys, keys - queries - 7, dtype=bool)
+    low = causal(queries, keys, dtype, LOW[dtype])
+    signed = np.where(low == 0, -low, low)              # adds -0
+    nan, deaf = low.copy(), causal(queries, keys, dtype, -np.inf)
+    nan[queries // 2, 1] = np.nan
+    deaf[queries // 3] = -np.inf                        # a query that sees nothing
+    late = low.copy()
+    late[queries - 1, keys // 2] = LOW[dtype]           # hidden in the middle
+    return {"causal": low, "causal inf": causal(queries, keys, dtype, -np.inf), "minus zero": signed,
+            "window": np.where(window, 0, LOW[dtype]).astype(NP[dtype]), "nan": nan, "deaf": deaf, "late": late,
+            "alibi": mask_of("alibi", queries, keys, dtype, rng), "mild": causal(queries, keys, dtype, -10.0),
+            "add": mask_of("add", queries, keys, dtype, rng), "see": see, "hide": ~see, "all": np.ones_like(see)}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize(("queries", "keys"), [(32, 32), (45, 77), (130, 131)])
+def test_a_mask_of_the_run_hides_as_a_constant_does(dtype: str, queries: int, keys: int) -> None:
+    """The same bits as where the mask is known when planning, forward and backward, also where
+    scores are so large that they show through a finite mask."""
+    def build(mask: np.ndarray | None, keep: bool):
+        def body(q, k, v, m=None):
+            s, m = ops.mul(x=ops.matmul(x=q, y=k, transpose_y=True), y=0.25), mask if m is None else m
+            if keep is None:
+                s = ops.add(x=s, y=m)
+            elif keep:
+                s = ops.select(cond=m, a=s, b=NP[dtype](LOW[dtype]))
+            else:
+                s = ops.select(cond=m, a=NP[dtype](LOW[dtype]), b=s)
+            return {"o": ops.matmul(x=ops.softmax(x=s, axis=-1), y=v)}
+        return body
+
+    for name, mask in masks_of_a_run(queries, keys, dtype).items():
+        keep = None if mask.dtype != bool else name != "hide"
+        specs = {n: mil.spec((2, 3, t, 8), dtype) for n, t in (("q", queries), ("k", keys), ("v", keys))}
+        fixed = mil.build(build(mask, keep), specs)
+        given = mil.build(build(None, keep), specs | {"m": mil.spec(mask.shape, "bool" if keep is not None else dtype)})
+        x = draw(fixed, 1)
+        for large in (False, True):
+            if large:
+                x["q"] = (x["q"] * 8000).astype(NP[dtype]) if dtype == "fp16" else x["q"] * np.float32(1e37)
+            for a, b in ((fixed, given), (kernels.backward(fixed, wrt=("q", "k", "v")),
+                                          kernels.backward(given, wrt=("q", "k", "v")))):
+                have = dict(x)
+                for v in a.inputs:
+                    have.setdefault(v.name, np.random.default_rng(2).standard_normal(v.shape).astype(NP[v.dtype]))
+                ka, kb = anetorch.compile(a), anetorch.compile(b)
+                assert any("_scanned" in s["kernel"] for s in kb.report()), (name, kb.report())
+                want = outputs(ka, {v.name: have[v.name] for v in a.inputs})
+                have["m"] = mask
+                got = outputs(kb, {v.name: have[v.name] for v in b.inputs})
+                for o, w in want.items():
+                    np.testing.assert_array_equal(got[o], w, err_msg=f"{name} {o} large={large}")
+
+
+def test_a_large_causal_mask_written_out_in_ops() -> None:
+    """Of more than a million elements, which are not folded: found when it runs."""
+    n = 1100
+
+    def body(q, k, v):
+        at = ops.range_1d(start=np.int32(0), end=np.int32(n), step=np.int32(1))
+        hide = ops.greater(x=ops.expand_dims(x=at, axes=[0]), y=ops.expand_dims(x=at, axes=[1]))
+        m = ops.select(cond=hide, a=np.float32(-1e9), b=np.float32(0))
+        s = ops.add(x=ops.mul(x=ops.matmul(x=q, y=k, transpose_y=True), y=0.25), y=m)
+        return {"o": ops.matmul(x=ops.softmax(x=s, axis=-1), y=v)}
+
+    program = mil.build(body, {x: mil.spec((1, 2, n, 16), "fp32") for x in "qkv"})
+    kernel = anetorch.compile(program)
+    assert any("_scanned" in s["kernel"] for s in kernel.report())
+    x = draw(program)
+    fixed = written_out("fp32", n, n, causal(n, n, "fp32", -1e9), batch=(1, 2), d=16)
+    np.testing.assert_array_equal(outputs(kernel, x)["o"], outputs(anetorch.compile(fixed), x)["o"])

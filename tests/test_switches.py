@@ -56,7 +56,8 @@ def products_and_rows() -> None:
 
 
 def attention() -> None:
-    """Forward and backward of softmax(QK' + mask)V with random scores to add."""
+    """Forward and backward of softmax(QK' + mask)V with random scores to add; and a mask that is
+    an input."""
     for dtype in ("fp32", "fp16"):
         rng = np.random.default_rng(0)
         mask = test_fuse_attention.mask_of("add", 17, 33, dtype, rng)
@@ -67,6 +68,16 @@ def attention() -> None:
             got = test_passes.outputs(kernel, x)
             for name, want in analyse(p, x).items():
                 test_passes.check(got[name], want, f"attention {dtype} {name}")
+
+    def masked(q, k, v, m):
+        o = mil.ops
+        s = o.add(x=o.mul(x=o.matmul(x=q, y=k, transpose_y=True), y=0.25), y=m)
+        return {"o": o.matmul(x=o.softmax(x=s, axis=-1), y=v)}
+
+    p = mil.build(masked, {n: mil.spec((2, 40, 8), "fp32") for n in "qkv"} | {"m": mil.spec((40, 40), "fp32")})
+    x = test_fuse_attention.draw(p) | {"m": test_fuse_attention.causal(40, 40, "fp32", -np.inf)}
+    for name, want in analyse(p, x).items():
+        test_passes.check(test_passes.outputs(anetorch.compile(p), x)[name], want, name)
 
 
 def convolutions() -> None:

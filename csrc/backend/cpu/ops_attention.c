@@ -1,6 +1,6 @@
 /* The attention core and its derivative through the streaming kernel: operands wherever
  * they lie, heads and positions told apart again where the program had joined them, masks
- * read once to see what they hide. */
+ * read once to see what they hide: constant ones when planning, others at each run. */
 #include "axes.h"
 #include "ops.h"
 
@@ -21,11 +21,13 @@ typedef struct attention {
     ane_attention_args args;            /* addresses are filled per run, in a copy */
     ane_attention_grad_args grad;
     ane_mat5 mask;
-    bool derivative, has_mask;
+    bool derivative, has_mask, scanned; /* scanned: each run looks what its mask hides */
     int view[N];                        /* of the step; -1: none */
     int outer_rank;                     /* batch dims beyond the kernel's two */
     int64_t outer[ANE_MAX_RANK], step[ANE_MAX_RANK][N], calls;
 } attention;
+
+static bool look(ane_attention_args *a, const ane_mat5 *mask, ane_span *span);
 
 static ane_status run_attention(ane_exec *ex, const ane_step *s, ane_error *err) {
     const attention *p = s->data;
@@ -35,7 +37,18 @@ static ane_status run_attention(ane_exec *ex, const ane_step *s, ane_error *err)
     ane_mat5 *const mats[N] = {&a.q, &a.k, &a.v, &mask, &g.dout, &a.out, &g.dq, &g.dk, &g.dv};
     a.mask = p->has_mask ? &mask : NULL;
     g.fwd = &a;
-    for (int64_t i = 0; i < p->calls; i++) {
+    ane_span *span = NULL;
+    if (p->scanned) {
+        mask.data = ane_at(ex, &s->views[p->view[MASK]]);
+        span = ane_scratch_push((size_t)(a.group * a.q_len) * sizeof *span);
+        if (!span) return ane_fail(err, ANE_ERR_NOMEM, "[run] out of memory");
+        if (!look(&a, &mask, span)) {
+            ane_scratch_pop(span);
+            return ane_run_check(err);
+        }
+    }
+    ane_status st = ANE_OK;
+    for (int64_t i = 0; i < p->calls && !st; i++) {
         int64_t off[N] = {0}, left = i;
         for (int d = p->outer_rank - 1; d >= 0; d--) {
             for (int k = 0; k < N; k++) off[k] += left % p->outer[d] * p->step[d][k];
@@ -44,12 +57,12 @@ static ane_status run_attention(ane_exec *ex, const ane_step *s, ane_error *err)
         for (int k = 0; k < N; k++)
             if (p->view[k] >= 0)
                 mats[k]->data = (char *)ane_at(ex, &s->views[p->view[k]]) + off[k];
-        ane_status st = p->view[OUT] >= 0 ? ane_attention(&a, err) : ANE_OK;
+        if (p->view[OUT] >= 0) st = ane_attention(&a, err);
         if (!st && p->derivative) st = ane_attention_grad(&g, err);
         if (!st && i + 1 < p->calls) st = ane_run_check(err);
-        if (st) return st;
     }
-    return ANE_OK;
+    ane_scratch_pop(span);
+    return st;
 }
 
 /* ---------------------------------------------------------------- masks */
@@ -148,6 +161,99 @@ static ane_status find_spans(ane_planner *pl, const ane_attention_core *g, atten
     a->plain = s.plain;
     *seen = visible;
     return ANE_OK;
+}
+
+/* ---------------------------------------------------------------- masks of a run */
+
+/* A mask that is an input, or computed, is read once before the scores: a causal one of 4,096
+ * positions in a few milliseconds, where the half that it hides takes hundreds. */
+#define LOOK_FROM 32                    /* queries */
+
+typedef struct looking {
+    const char *data;
+    ane_dtype dtype;
+    size_t unit;
+    int64_t keys, rows, group_step, row_step;
+    uint64_t low;                       /* the value that hides, as often as it fits */
+    ane_span *span;
+    atomic_bool none, dressed;          /* a row hides all; something visible is not plain */
+} looking;
+
+/* Elements from `at` in steps of `by` (1 or -1) that are `low`, at most n. */
+static int64_t run_of_low(const looking *l, const char *row, int64_t at, int by, int64_t n) {
+    int64_t got = 0, wide = (int64_t)(sizeof l->low / l->unit);
+    uint64_t x;
+    for (; got + wide <= n; got += wide) {
+        int64_t i = by > 0 ? at + got : at - got - wide + 1;
+        memcpy(&x, row + (size_t)i * l->unit, sizeof x);
+        if (x != l->low) break;
+    }
+    while (got < n && !memcmp(row + (size_t)(at + by * got) * l->unit, &l->low, l->unit)) got++;
+    return got;
+}
+
+static bool adds_nothing(const looking *l, const char *row, int64_t first, int64_t end) {
+    uint64_t sign = l->dtype == ANE_F32 ? 0x8000000080000000u : 0x8000800080008000u, x;
+    int64_t i = first, wide = (int64_t)(sizeof x / l->unit);
+    if (l->dtype == ANE_BOOL) {
+        for (; i < end; i++)
+            if ((row[i] != 0) == ((char)l->low != 0)) return false;
+        return true;
+    }
+    for (; i + wide <= end; i += wide) {
+        memcpy(&x, row + (size_t)i * l->unit, sizeof x);
+        if (x & ~sign) return false;
+    }
+    for (; i < end; i++)
+        if (mask_at(l->dtype, row + (size_t)i * l->unit) != 0) return false;
+    return true;
+}
+
+static void look_row(void *arg, size_t t) {
+    looking *l = arg;
+    const char *row = l->data + (int64_t)t / l->rows * l->group_step + (int64_t)t % l->rows * l->row_step;
+    int64_t first = run_of_low(l, row, 0, 1, l->keys);
+    int64_t end = l->keys - run_of_low(l, row, l->keys - 1, -1, l->keys - first);
+    l->span[t] = (ane_span){(int32_t)first, (int32_t)end};
+    if (first == l->keys) atomic_store_explicit(&l->none, true, memory_order_relaxed);
+    else if (!atomic_load_explicit(&l->dressed, memory_order_relaxed) &&
+             !adds_nothing(l, row, first, end))
+        atomic_store_explicit(&l->dressed, true, memory_order_relaxed);
+}
+
+/* Spans of this run's mask into args, where it hides anything. The value that hides is the one
+ * that the first query has for the last key: a causal mask's. False: cancelled. */
+static bool look(ane_attention_args *a, const ane_mat5 *mask, ane_span *span) {
+    int64_t heads = mask->s[2] ? a->group : 1;
+    looking l = {.data = mask->data, .dtype = mask->dtype, .unit = ane_dtype_size(mask->dtype),
+                 .keys = a->k_len, .rows = a->q_len, .group_step = mask->s[2],
+                 .row_step = mask->s[3], .span = span};
+    const char *corner = l.data + (size_t)(l.keys - 1) * l.unit;
+    for (size_t i = 0; i < sizeof l.low; i += l.unit) memcpy((char *)&l.low + i, corner, l.unit);
+    if (l.dtype == ANE_BOOL) {
+        if ((*corner != 0) == a->keep) return true;
+        a->hidden = a->fill;
+    } else {
+        a->hidden = (float)(mask_at(l.dtype, corner) * (double)a->mask_scale);
+    }
+    if (!(a->hidden <= HIDES)) return true;
+    if (!ane_parallel_for((size_t)(heads * l.rows), look_row, &l)) return false;
+    if (atomic_load(&l.none)) return true;
+    a->span = span;
+    a->span_group = heads == 1 ? 0 : a->q_len;
+    a->plain = !atomic_load(&l.dressed);
+    return true;
+}
+
+/* Can each run's mask be looked at? One for all batches, rows along memory. */
+static bool can_look(const ane_planner *pl, const attention *p, const ane_axes *mask) {
+    const ane_attention_args *a = &p->args;
+    const int64_t *st = p->mask.s;
+    bool can = pl->plan->bufs[mask->buf].kind != ANE_BUF_CONST && st[0] == 0 && st[1] == 0 &&
+               st[3] != 0 && st[4] == (int64_t)ane_dtype_size(mask->dtype) &&
+               a->q_len >= LOOK_FROM && a->k_len <= INT32_MAX && ane_kernel_on(ANE_FAMILY_spans);
+    for (int d = 0; d < p->outer_rank; d++) can = can && p->step[d][MASK] == 0;
+    return can;
 }
 
 /* ---------------------------------------------------------------- places */
@@ -322,6 +428,7 @@ ane_status ane_plan_attention(ane_planner *pl, const ane_graph *gr, const ane_gr
     if (p->has_mask) {
         ane_status st = find_spans(pl, g, p, &w.x[MASK], &seen);
         if (st) return st;
+        p->scanned = can_look(pl, p, &w.x[MASK]);
     }
     ane_view views[N];
     int n_out = 0, n_in = 0;
@@ -342,7 +449,7 @@ ane_status ane_plan_attention(ane_planner *pl, const ane_graph *gr, const ane_gr
     s->data = p;
     s->label = ane_group_label(pl, gr, grp);
     s->kernel = ane_arena_printf(pl->plan->arena, "attention%s%s__%s",
-                                 p->derivative ? "_grad" : "", p->args.span ? "_masked" : "",
+                                 p->derivative ? "_grad" : "", p->args.span ? "_masked" : p->scanned ? "_scanned" : "",
                                  ane_vec_get()->name);
     if (!s->kernel) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     double work = 2.0 * (double)(p->calls * p->args.batch * p->args.kv_heads) * (double)seen;
