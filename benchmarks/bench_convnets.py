@@ -3,6 +3,12 @@ Runtime and OpenVINO.
 
     python benchmarks/bench_convnets.py                     # both networks
     python benchmarks/bench_convnets.py --net mobilenet_v2 --repeats 40 --json results.jsonl
+    python benchmarks/bench_convnets.py --int8              # quantised; our fp32 beside them
+
+`--int8`: every convolution and the classifier take 8-bit operands (quantize and dequantize in
+front of them, weights with a scale per output channel), for the peers as QDQ nodes; scales are
+those of one calibration run. Results are then compared with our own fp32 network by their
+correlation, since roundings of 8-bit values near a tie differ.
 
 The weights are random; batch normalisation is folded into the convolutions, as every converter
 does. All run the same network with the same weights at the same thread count, in turn, and the
@@ -102,12 +108,45 @@ def mobilenet_v2() -> Net:
     return net
 
 
-def program(net: Net) -> mil.Program:
-    """The network as an ML Program."""
+PRODUCTS = ("conv", "linear")
+
+
+def ranges(net: Net, x: np.ndarray) -> dict[str, float]:
+    """Largest magnitude of every value that a product reads, for one input."""
+    names = {"x"} | {inputs[0] for op, _, inputs, _ in net.nodes if op in PRODUCTS}
+    names.discard("x")
+    order = sorted(names)
+    kernel = anetorch.compile(program(net, outputs=order))
+    values = kernel(x)
+    found = {n: float(np.abs(values[f"v_{i}"]).max()) for i, n in enumerate(order)}
+    return {**found, "x": float(np.abs(x).max())}
+
+
+def quantised(net: Net, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weights as int8 and the scale of each output channel."""
+    w = net.weights[name]
+    scale = (np.abs(w).reshape(len(w), -1).max(1) / 127).astype(np.float32)
+    return np.round(w / scale.reshape(-1, *[1] * (w.ndim - 1))).astype(np.int8), scale
+
+
+def program(net: Net, peak: dict[str, float] | None = None,
+            outputs: list[str] | None = None) -> mil.Program:
+    """The network as an ML Program; `peak`: quantised, with these largest magnitudes."""
     def body(x: Any) -> Any:
         v: dict[str, Any] = {"x": x, **net.weights}
+        eight: dict[str, Any] = {}
         for op, name, inputs, a in net.nodes:
             args = [v[i] for i in inputs]
+            if peak and op in PRODUCTS:
+                scale = np.float32(peak[inputs[0]] / 127)
+                if inputs[0] not in eight:
+                    eight[inputs[0]] = mil.ops.dequantize(mil.ops.quantize(
+                        args[0], scale=scale, zero_point=np.int8(0), output_dtype="int8"),
+                        scale=scale, zero_point=np.int8(0))
+                args[0] = eight[inputs[0]]
+                w, scales = quantised(net, inputs[1])
+                args[1] = mil.ops.constexpr_affine_dequantize(
+                    quantized_data=w, zero_point=np.int8(0), scale=scales, axis=np.int32(0))
             if op == "conv":
                 v[name] = mil.ops.conv(args[0], args[1], bias=args[2], strides=[a["stride"]] * 2,
                                        pad_type="custom", pad=[a["pad"]] * 4, groups=a["groups"])
@@ -121,18 +160,46 @@ def program(net: Net) -> mil.Program:
                 v[name] = mil.ops.linear(args[0], args[1], bias=args[2])
             else:
                 v[name] = getattr(mil.ops, op)(*args)
+        if outputs is not None:
+            return {f"v_{i}": v[n] for i, n in enumerate(outputs)}
         return v[net.nodes[-1][1]]
 
-    return mil.build(body, {"x": mil.spec((1, 3, 224, 224), "fp32")})
+    return mil.build(body, {"x": mil.spec((1, 3, 224, 224), "fp32")}, opset="ios17")
 
 
-def onnx_bytes(net: Net) -> bytes:
-    """The network as an ONNX model."""
+def onnx_bytes(net: Net, peak: dict[str, float] | None = None) -> bytes:
+    """The network as an ONNX model; `peak`: with QDQ nodes around every product."""
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes, consts = [], [numpy_helper.from_array(w, n) for n, w in net.weights.items()]
-    consts += [numpy_helper.from_array(np.float32(v), n) for n, v in (("low", 0), ("high", 6))]
+    nodes, consts, made8 = [], [], set()
+    used = {inputs[1] for op, _, inputs, _ in net.nodes if op in PRODUCTS} if peak else set()
+
+    def constant(name: str, value: Any) -> str:
+        consts.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    for n, w in net.weights.items():
+        if n not in used:
+            constant(n, w)
+            continue
+        w8, scale = quantised(net, n)
+        constant(n + "_8", w8)
+        constant(n + "_s", scale)
+        constant(n + "_z", np.zeros(len(scale), np.int8))
+        nodes.append(helper.make_node("DequantizeLinear", [n + "_8", n + "_s", n + "_z"], [n],
+                                      axis=0))
+    if any(op == "relu6" for op, *_ in net.nodes):
+        constant("low", np.float32(0))
+        constant("high", np.float32(6))
     for op, name, inputs, a in net.nodes:
+        if peak and op in PRODUCTS:
+            x = inputs[0]
+            inputs = [x + "_dq", *inputs[1:]]
+            if x not in made8:
+                made8.add(x)
+                qp = [constant(x + "_s", np.float32(peak[x] / 127)), constant(x + "_z", np.int8(0))]
+                nodes.append(helper.make_node("QuantizeLinear", [x, *qp], [x + "_q"]))
+                nodes.append(helper.make_node("DequantizeLinear", [x + "_q", *qp], [x + "_dq"]))
         if op == "conv":
             made = helper.make_node("Conv", inputs, [name], strides=[a["stride"]] * 2,
                                     pads=[a["pad"]] * 4, group=a["groups"],
@@ -157,8 +224,8 @@ def onnx_bytes(net: Net) -> bytes:
                              ir_version=9).SerializeToString()
 
 
-def ours(net: Net, x: np.ndarray) -> tuple[Callable[[], object], Callable[[], np.ndarray], Any]:
-    kernel = anetorch.compile(program(net))
+def ours(net: Net, x: np.ndarray, peak: dict[str, float] | None = None) -> tuple[Callable[[], object], Callable[[], np.ndarray], Any]:
+    kernel = anetorch.compile(program(net, peak))
     source, result = anetorch.Tensor((1, 3, 224, 224), "float32"), anetorch.Tensor((1, 1000), "float32")
     np.asarray(source)[...] = x
     request = kernel.bind(source, result)
@@ -191,10 +258,18 @@ def peers(model: bytes, x: np.ndarray, threads: int) -> dict[str, Callable[[], n
     return found
 
 
+def alike(net: str, who: str, a: np.ndarray, b: np.ndarray) -> None:
+    """Quantised logits follow the fp32 ones, or the scales went wrong somewhere."""
+    r = float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    if not r > 0.9:
+        raise SystemExit(f"{net}: {who} correlates with fp32 by {r:.3g} only")
+
+
 def main() -> None:
     p = arguments(__doc__)
     p.add_argument("--net", choices=["resnet50", "mobilenet_v2"], action="append")
     p.add_argument("--steps", action="store_true", help="what each of our steps took")
+    p.add_argument("--int8", action="store_true", help="quantised networks")
     p.add_argument("--alone", action="store_true", help="without peers")
     args = p.parse_args()
     if args.threads:
@@ -204,16 +279,24 @@ def main() -> None:
     for name in args.net or ["resnet50", "mobilenet_v2"]:
         net = {"resnet50": resnet50, "mobilenet_v2": mobilenet_v2}[name]()
         x = np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)
-        run, result, request = ours(net, x)
+        peak = ranges(net, x) if args.int8 else None
+        run, result, request = ours(net, x, peak)
         run()
         mine = result()
         calls: dict[str, Callable[[], object]] = {"anetorch": run}
-        for peer, call in ({} if args.alone else peers(onnx_bytes(net), x, threads)).items():
+        if args.int8:
+            calls["anetorch fp32"], wide, keep = ours(net, x)
+            calls["anetorch fp32"]()
+            alike(name, "int8", mine, wide())
+        for peer, call in ({} if args.alone else peers(onnx_bytes(net, peak), x, threads)).items():
             theirs = np.asarray(call())
-            # Two fp32 evaluations: far closer than this, or one of them is wrong.
-            gap = float(np.abs(theirs - mine).max() / np.abs(theirs).max())
-            if not gap < 1e-4:
-                raise SystemExit(f"{name}: {peer} differs from anetorch by {gap:.3g}")
+            if args.int8:
+                alike(name, peer, theirs, wide())
+            else:
+                # Two fp32 evaluations: far closer than this, or one of them is wrong.
+                gap = float(np.abs(theirs - mine).max() / np.abs(theirs).max())
+                if not gap < 1e-4:
+                    raise SystemExit(f"{name}: {peer} differs from anetorch by {gap:.3g}")
             calls[peer] = call
         times: dict[str, list[float]] = {c: [] for c in calls}
         for i in range(-3, args.repeats):
@@ -225,12 +308,12 @@ def main() -> None:
                 if i >= 0:
                     times[c].append(time.perf_counter() - start)
         sums = {c: summary(t) for c, t in times.items()}
-        best = min((s["median"] for c, s in sums.items() if c != "anetorch"), default=0.0)
+        best = min((s["median"] for c, s in sums.items() if "anetorch" not in c), default=0.0)
         for c, s in sums.items():
             facts: dict[str, Any] = {"gflops": net.flops / s["median"] / 1e9}
             if c == "anetorch" and best:
                 facts["ratio"] = best / s["median"]
-            report.add(f"{name} {c}", s, net=name, peer=c, threads=threads, **facts)
+            report.add(f"{name} {c}", s, net=name + (" int8" if args.int8 else ""), peer=c, threads=threads, **facts)
         if args.steps:
             total: dict[str, list[float]] = {}
             for step in request.profile():

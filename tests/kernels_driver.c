@@ -131,6 +131,52 @@ static void chains(const ane_kernels *t) {
     }
 }
 
+/* 8-bit rows against double, exactly: quotients at, and one place beside, the middle of two
+ * integers; infinities and NaN; scales whose inverse is no float. Nothing past n is written. */
+static void eights(const ane_kernels *t) {
+    enum { N = 700 };
+    static const double scales[] = {0.0171, 0x1p-6, 1e-31, 3e30, 0.1, 7, 1.4e-45};
+    static float x[N];
+    static uint8_t y[N + 1], back[N + 1];
+    static float f[N + 1];
+    static int16_t w[N + 1];
+    if (!t->vec) return;
+    for (size_t s = 0; s < sizeof scales / sizeof *scales; s++)
+        for (int sign = 0; sign < 2; sign++)
+            for (int zero = sign ? -128 : 0; zero < (sign ? 128 : 256); zero += 51) {
+                size_t n = N - (size_t)(zero & 63);
+                int low = sign ? -128 : 0, high = low + 255;
+                for (size_t i = 0; i < n; i++) {
+                    double q = (double)((int)(uniform() * 600) - 300) + (i % 3 ? 0.5 : uniform());
+                    x[i] = (float)(q * scales[s]);
+                    if (i % 5 == 1) x[i] = nextafterf(x[i], INFINITY);
+                    if (i % 5 == 2) x[i] = nextafterf(x[i], -INFINITY);
+                }
+                const float special[] = {INFINITY, -INFINITY, NAN, -NAN, 0.0f, -0.0f, 3e38f};
+                memcpy(x + 40, special, sizeof special);
+                memset(y, 77, sizeof y);
+                t->vec->quantize(y, sign, x, scales[s], zero, n);
+                CHECK(y[n] == 77, "%s quantize wrote past %zu", t->name, n);
+                for (size_t i = 0; i < n; i++) {
+                    double v = nearbyint((double)x[i] / scales[s]) + zero;
+                    int want = v != v ? 0 : v < low ? low : v > high ? high : (int)v;
+                    CHECK(y[i] == (uint8_t)want, "%s quantize(%a / %g) + %d: %d, not %d", t->name,
+                          (double)x[i], scales[s], zero, y[i], want);
+                }
+                for (size_t i = 0; i <= n; i++) back[i] = (uint8_t)(i * 37);
+                f[n] = 77;
+                w[n] = 77;
+                t->vec->dequantize(f, back, sign, (float)scales[s], zero, n);
+                t->vec->widen(w, back, sign, zero, n);
+                CHECK(f[n] == 77 && w[n] == 77, "%s 8-bit row wrote past %zu", t->name, n);
+                for (size_t i = 0; i < n; i++) {
+                    int v = (sign ? (int8_t)back[i] : back[i]) - zero;
+                    CHECK(f[i] == (float)((double)(float)scales[s] * v) && w[i] == v,
+                          "%s 8-bit %d: %a, %d", t->name, v, (double)f[i], w[i]);
+                }
+            }
+}
+
 static void vectors(const ane_kernels *t, const ane_kernels *ref) {
     enum { N = 5000 };
     static float x[N], y[N], z[N], b[N];
@@ -164,6 +210,7 @@ static void vectors(const ane_kernels *t, const ane_kernels *ref) {
             CHECK(ulps(y[i], z[i]) == 0, "%s binary %d at %d", t->name, op, i);
     }
     chains(t);
+    eights(t);
     for (size_t n = 0; n < 300; n += 7) {
         float *v = x + 16;
         CHECK(t->vec->sum(v, n) == ref->vec->sum(v, n), "%s sum of %zu", t->name, n);

@@ -373,6 +373,8 @@ static void vec_store(void *y, ane_dtype dtype, const float *x, size_t n) {
 
 /* ---------------------------------------------------------------- the table */
 
+#include "body_eight.h"
+
 #define U(N, name) [ANE_VEC_##N] = r_##name,
 #define B(N, name) [ANE_VEC_##N] = b_##name,
 #define S(N, name) [ANE_VEC_##N] = s_##name,
@@ -397,6 +399,9 @@ static const ane_vec vec_table = {
     .sumsq_about = vec_sumsq_about,
     .exp_sum = vec_exp_sum,
     .softmax = vec_softmax,
+    .quantize = vec_quantize,
+    .dequantize = vec_dequantize,
+    .widen = vec_widen,
 };
 #undef U
 #undef B

@@ -50,21 +50,23 @@ static void flip(float *dst, const staging *s, const char *src, int64_t n) {
 
 /* `n` pixels of 8-bit channels to pairs of int16. */
 static void widen(float *dst, const staging *s, const char *src, int64_t n) {
-    bool sign = s->x->dtype == ANE_I8;
+    bool sign = s->x->dtype == ANE_I8, dense = s->x->sc == 1 || s->channels == 1;
+    size_t channels = (size_t)s->channels;
     int zero = s->bytes->zero;
+    if (dense && !(channels & 1) && s->x->s[2] == s->channels) {
+        s->k->vec->widen((int16_t *)(void *)dst, src, sign, zero, (size_t)n * channels);
+        return;
+    }
     for (int64_t i = 0; i < n; i++, src += s->x->s[2], dst += s->width) {
         int16_t *to = (int16_t *)(void *)dst;
         const char *p = src;
-        if (s->channels & 1) to[s->channels] = 0;
-        if (s->x->sc == 1 && sign)
-            for (int64_t c = 0; c < s->channels; c++)
-                to[c] = (int16_t)(((const int8_t *)p)[c] - zero);
-        else if (s->x->sc == 1)
-            for (int64_t c = 0; c < s->channels; c++)
-                to[c] = (int16_t)(((const uint8_t *)p)[c] - zero);
-        else
-            for (int64_t c = 0; c < s->channels; c++, p += s->x->sc)
-                to[c] = (int16_t)((sign ? *(const int8_t *)p : *(const uint8_t *)p) - zero);
+        if (channels & 1) to[channels] = 0;
+        if (dense) {
+            s->k->vec->widen(to, p, sign, zero, channels);
+            continue;
+        }
+        for (size_t c = 0; c < channels; c++, p += s->x->sc)
+            to[c] = (int16_t)((sign ? *(const int8_t *)p : *(const uint8_t *)p) - zero);
     }
 }
 

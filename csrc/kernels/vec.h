@@ -93,6 +93,11 @@ typedef struct ane_vec {
     float (*exp_sum)(float *y, const float *x, float scale, float shift, size_t n);
     /* y = softmax(x), max subtracted. A row of -inf gives NaN. n > 0. */
     ane_vec1_fn *softmax;
+    /* 8-bit rows, int8 (sign) or uint8. Quotients rounded to the nearest even as if in double,
+     * plus zero, saturated, NaN as 0; (v - zero) * scale; v - zero. */
+    void (*quantize)(void *y, bool sign, const float *x, double scale, int zero, size_t n);
+    void (*dequantize)(float *y, const void *x, bool sign, float scale, int zero, size_t n);
+    void (*widen)(int16_t *y, const void *x, bool sign, int zero, size_t n);
 } ane_vec;
 
 /* The table of the chosen instruction set; never NULL. */

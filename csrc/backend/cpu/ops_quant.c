@@ -4,6 +4,8 @@
 #include "ops.h"
 #include "view.h"
 
+#include "../../kernels/vec.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -18,7 +20,7 @@ typedef struct quant {
     int64_t shape[ANE_MAX_RANK], xs[ANE_MAX_RANK], ys[ANE_MAX_RANK];
     const double *scale, *zero;
     ane_dtype x, y;
-    int64_t cols, rows, per;
+    int64_t cols, rows, pieces, per;    /* a row is cut into pieces; a task has `per` of them */
 } quant;
 
 typedef struct quant_run {
@@ -38,13 +40,24 @@ static void piece(const quant *q, char *y, const char *x, int64_t n, int64_t at,
     int last = q->rank - 1;
     int64_t xs = q->xs[last], ys = q->ys[last];
     float f[PIECE];
+    const ane_vec *vec = ane_vec_get();
     if (q->down) {
         double low = q->y == ANE_I8 ? -128 : 0, high = low + 255;
         ane_row_load(f, x, q->x, xs, (size_t)n);
+        if (!along && ys == 1) {
+            vec->quantize(y, q->y == ANE_I8, f, q->scale[at], (int)q->zero[at], (size_t)n);
+            return;
+        }
         for (int64_t i = 0; i < n; i++, y += ys) {
             int64_t k = along ? at + i : at;
             *y = (char)nearest((double)f[i] / q->scale[k], q->zero[k], low, high);
         }
+        return;
+    }
+    float single = (float)q->scale[at];
+    if (!along && xs == 1 && (double)single == q->scale[at]) {
+        vec->dequantize(f, x, q->x == ANE_I8, single, (int)q->zero[at], (size_t)n);
+        ane_row_store(y, q->y, ys, f, (size_t)n);
         return;
     }
     for (int64_t i = 0; i < n; i++, x += xs) {
@@ -60,10 +73,10 @@ static void quant_task(void *arg, size_t task) {
     const quant *q = run->q;
     int last = q->rank - 1;
     int64_t first = (int64_t)task * q->per, end = first + q->per;
-    for (int64_t r = first; r < end && r < q->rows; r++) {
+    for (int64_t r = first; r < end && r < q->rows * q->pieces; r++) {
         char *y = run->y;
         const char *x = run->x;
-        int64_t left = r, at = 0;
+        int64_t left = r / q->pieces, at = 0;
         for (int d = last - 1; d >= 0; d--) {
             int64_t k = left % q->shape[d];
             left /= q->shape[d];
@@ -71,8 +84,9 @@ static void quant_task(void *arg, size_t task) {
             x += k * q->xs[d];
             if (d == q->axis) at = k;
         }
-        for (int64_t c = 0; c < q->cols; c += PIECE) {
-            int64_t n = q->cols - c < PIECE ? q->cols - c : PIECE;
+        int64_t from = r % q->pieces * TASK, to = from + TASK < q->cols ? from + TASK : q->cols;
+        for (int64_t c = from; c < to; c += PIECE) {
+            int64_t n = to - c < PIECE ? to - c : PIECE;
             piece(q, y + c * q->ys[last], x + c * q->xs[last], n, q->axis == last ? c : at,
                   q->axis == last);
         }
@@ -82,7 +96,7 @@ static void quant_task(void *arg, size_t task) {
 static ane_status run_quant(ane_exec *ex, const ane_step *s, ane_error *err) {
     const quant *q = s->data;
     quant_run run = {q, ane_at(ex, &s->views[Y]), ane_at(ex, &s->views[X])};
-    if (ane_parallel_for((size_t)((q->rows - 1) / q->per + 1), quant_task, &run)) return ANE_OK;
+    if (ane_parallel_for((size_t)((q->rows * q->pieces - 1) / q->per + 1), quant_task, &run)) return ANE_OK;
     return ane_run_check(err);
 }
 
@@ -134,9 +148,26 @@ ane_status ane_plan_quant(ane_planner *pl, const ane_op *op, bool *done) {
         if (d == axis) q->axis = at;
     }
     if (!q->rank) q->shape[q->rank++] = 1;
+    /* Dims that follow each other in both make one long row. */
+    for (int d = q->rank - 1; d > 0; d--) {
+        if (q->axis == d || q->axis == d - 1 || q->xs[d - 1] != q->xs[d] * q->shape[d] ||
+            q->ys[d - 1] != q->ys[d] * q->shape[d])
+            continue;
+        q->shape[d - 1] *= q->shape[d];
+        q->xs[d - 1] = q->xs[d];
+        q->ys[d - 1] = q->ys[d];
+        for (int k = d; k + 1 < q->rank; k++) {
+            q->shape[k] = q->shape[k + 1];
+            q->xs[k] = q->xs[k + 1];
+            q->ys[k] = q->ys[k + 1];
+        }
+        q->rank--;
+        q->axis -= q->axis > d;
+    }
     q->cols = q->shape[q->rank - 1];
     q->rows = ane_type_count(from) / q->cols;
-    q->per = TASK / q->cols + 1;
+    q->pieces = (q->cols - 1) / TASK + 1;
+    q->per = q->cols < TASK ? TASK / q->cols + 1 : 1;
     s->data = q;
     s->kernel = "quant";
     s->flops = 2.0 * (double)ane_type_count(from);
