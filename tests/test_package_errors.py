@@ -329,3 +329,36 @@ def test_a_name_is_unique_within_its_block() -> None:
             inner_and_body("t", op("relu", arg("x", "x"), msg(3, msg(1, again), msg(2, X))))
     with pytest.raises(ValueError, match='"u" is already defined'):
         inner_and_body("u")
+
+
+def shapes(field: int, *rows: tuple[int, ...]) -> bytes:
+    """Enumerated shapes (21) or ranges (31) of an array."""
+    if field == 21:
+        return msg(21, *(msg(1, *(num(1, n) for n in row)) for row in rows))
+    return msg(31, *(msg(1, num(1, a), num(2, b)) for a, b in rows))
+
+
+def feature(*parts: bytes) -> dict:
+    _, d = _core.coreml_read(described(*parts))
+    return d["functions"][0]["inputs"][0]
+
+
+def test_of_several_types_the_last_counts() -> None:
+    """They are alternatives on the wire; nothing of one may be read as part of another."""
+    array = msg(5, num(1, 2), num(1, 3), num(2, 65568), shapes(21, (2, 3), (4, 5), (6, 7)))
+    image = msg(4, num(1, 8), num(2, 9), num(3, 20))
+    found = feature(array, image)
+    assert found["kind"] == "image" and found["shape"] == (9, 8) and "enumerated" not in found
+    found = feature(msg(5, num(1, 1), num(2, 65568), shapes(31, *[(1, 9)] * 100)), array)
+    assert found["shape"] == (2, 3) and "ranges" not in found
+    assert found["enumerated"] == ((2, 3), (4, 5), (6, 7))
+    found = feature(array, array)
+    assert found["enumerated"] == ((2, 3), (4, 5), (6, 7))
+    # The same inside one: ranges after shapes, shapes in front of the default.
+    found = feature(msg(5, num(1, 2), num(2, 65568), shapes(21, (2,), (3,), (4,)), shapes(31, (1, 9))))
+    assert found["ranges"] == ((1, 9),) and "enumerated" not in found
+    found = feature(msg(5, shapes(21, (2, 3), (4, 5)), num(1, 2), num(1, 3), num(2, 65568)))
+    assert found["shape"] == (2, 3) and found["enumerated"] == ((2, 3), (4, 5))
+    for wrong in (msg(5, shapes(21, (2,)), num(1, 2), num(1, 3)), msg(5, shapes(21, (), (1, 2, 3)))):
+        with pytest.raises(MILError, match="an enumerated shape has"):
+            feature(wrong)

@@ -87,15 +87,35 @@ static void read_size_range(ane_wire *parent, const ane_wire_field *field, int64
     ane_wire_join(parent, &w);
 }
 
+/* A type begins: of several in one feature (they are alternatives) the last one counts. */
+static void forget_type(ane_feature *ft) {
+    ft->rank = 0;
+    ft->flexibility = ANE_FLEX_NONE;
+    ft->n_flex = 0;
+    ft->flex = NULL;
+    ft->has_default = false;
+}
+
+/* A kind of flexibility begins; what another kind has left is not of its form. */
+static void begin_flex(ane_feature *ft, ane_flexibility kind, int64_t **flex) {
+    if (ft->flexibility == kind) return;
+    ft->flexibility = kind;
+    ft->n_flex = 0;
+    *flex = NULL;
+}
+
 static void read_array(ane_wire *parent, const ane_wire_field *field, ane_arena *a,
                        ane_feature *ft) {
-    ane_wire w = ane_wire_message(parent, field);
+    ane_wire w = ane_wire_message(parent, field), first = w;
     ane_wire_field f, g;
+    forget_type(ft);
     ft->dtype = ANE_F32;
     int64_t *flex = NULL;
+    while (ane_wire_next(&first, &f))           /* the rank goes before what depends on it */
+        if (f.number == 1) read_dims(&first, &f, ft->shape, &ft->rank);
+    ane_wire_join(&w, &first);
     while (ane_wire_next(&w, &f)) {
         switch (f.number) {
-        case 1: read_dims(&w, &f, ft->shape, &ft->rank); break;
         case 2:
             if (!ane_wire_is(&w, &f, ANE_WIRE_VARINT)) break;
             switch (f.value) {
@@ -111,7 +131,7 @@ static void read_array(ane_wire *parent, const ane_wire_field *field, ane_arena 
             break;
         case 21: {                                      /* enumerated shapes */
             ane_wire e = ane_wire_message(&w, &f);
-            ft->flexibility = ANE_FLEX_ENUMERATED;
+            begin_flex(ft, ANE_FLEX_ENUMERATED, &flex);
             while (ane_wire_next(&e, &f)) {
                 if (f.number != 1) continue;
                 ane_wire s = ane_wire_message(&e, &f);
@@ -120,7 +140,7 @@ static void read_array(ane_wire *parent, const ane_wire_field *field, ane_arena 
                 while (ane_wire_next(&s, &g))
                     if (g.number == 1) read_dims(&s, &g, dims, &rank);
                 if (ane_wire_join(&e, &s)) break;
-                if (ft->rank && rank != ft->rank) {
+                if ((ft->rank || ft->n_flex) && rank != ft->rank) {
                     ane_wire_fail(&e, "an enumerated shape has %d dimensions, the default %d",
                                   rank, ft->rank);
                     break;
@@ -140,7 +160,7 @@ static void read_array(ane_wire *parent, const ane_wire_field *field, ane_arena 
         }
         case 31: {                                      /* a range per dimension */
             ane_wire e = ane_wire_message(&w, &f);
-            ft->flexibility = ANE_FLEX_RANGE;
+            begin_flex(ft, ANE_FLEX_RANGE, &flex);
             while (ane_wire_next(&e, &f)) {
                 if (f.number != 1) continue;
                 flex = grow(a, flex, ft->n_flex, 2 * sizeof(int64_t));
@@ -184,7 +204,9 @@ static void read_image(ane_wire *parent, const ane_wire_field *field, ane_arena 
                        ane_feature *ft) {
     ane_wire w = ane_wire_message(parent, field);
     ane_wire_field f, g;
+    forget_type(ft);
     ft->rank = 2;
+    ft->shape[0] = ft->shape[1] = 0;
     ft->dtype = ANE_U8;
     int64_t *flex = NULL;
     while (ane_wire_next(&w, &f)) {
@@ -199,7 +221,7 @@ static void read_image(ane_wire *parent, const ane_wire_field *field, ane_arena 
             break;
         case 21: {
             ane_wire e = ane_wire_message(&w, &f);
-            ft->flexibility = ANE_FLEX_ENUMERATED;
+            begin_flex(ft, ANE_FLEX_ENUMERATED, &flex);
             while (ane_wire_next(&e, &f)) {
                 if (f.number != 1) continue;
                 ane_wire s = ane_wire_message(&e, &f);
@@ -221,7 +243,7 @@ static void read_image(ane_wire *parent, const ane_wire_field *field, ane_arena 
         }
         case 31: {
             ane_wire e = ane_wire_message(&w, &f);
-            ft->flexibility = ANE_FLEX_RANGE;
+            begin_flex(ft, ANE_FLEX_RANGE, &flex);
             ft->n_flex = 2;
             flex = ane_arena_alloc(a, 4 * sizeof *flex);
             if (!flex) no_memory(&e);

@@ -81,6 +81,20 @@ static void round_trip(const ane_program *p, const ane_description *d) {
     ane_description_destroy(e);
 }
 
+/* Reads every number a description holds: what is shorter than its counts say is found. */
+static void touch(const ane_description *d) {
+    volatile int64_t sum = 0;
+    for (size_t i = 0; i < d->n_interfaces; i++)
+        for (int role = 0; role < 3; role++)
+            for (size_t k = 0; k < d->interfaces[i].n[role]; k++) {
+                const ane_feature *f = &d->interfaces[i].features[role][k];
+                size_t width = f->flexibility == ANE_FLEX_RANGE ? 2 : (size_t)f->rank;
+                size_t n = f->flexibility == ANE_FLEX_NONE ? 0 : f->n_flex * width;
+                must(f->rank >= 0 && f->rank <= ANE_MAX_RANK, "a rank", f->name);
+                for (size_t j = 0; j < n; j++) sum ^= f->flex[j];
+            }
+}
+
 /* The same with an allocation failing: any answer but a crash or a leak. */
 static void starved(const uint8_t *data, size_t n) {
     ane_error err = {0};
@@ -115,6 +129,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
         return 0;
     }
     must(!ane_program_verify(p, &err), "verify", err.message);
+    touch(d);
     round_trip(p, d);
     round_trip(p, NULL);
     ane_program_release(p);
