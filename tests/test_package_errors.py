@@ -362,3 +362,11 @@ def test_of_several_types_the_last_counts() -> None:
     for wrong in (msg(5, shapes(21, (2,)), num(1, 2), num(1, 3)), msg(5, shapes(21, (), (1, 2, 3)))):
         with pytest.raises(MILError, match="an enumerated shape has"):
             feature(wrong)
+
+
+def test_metadata_twice() -> None:
+    """A second message of the user's keys is not read as a longer first one."""
+    pair = msg(100, msg(1, "k"), msg(2, "v"))
+    twice = msg(100, pair, pair, pair, pair) + msg(100, pair)
+    _, d = _core.coreml_read(model(RELU, description=twice))
+    assert d["metadata"]["user"] == {"k": "v"}
