@@ -70,16 +70,14 @@ def test_resize_takes_dims_from_the_end():
 
 @pytest.mark.parametrize("shape, h, w", SIZES)
 def test_nearest(shape, h, w):
+    """floor((i + 1/2) * Xin / Xout): coremltools lowers TensorFlow's half-pixel centres to these."""
     x = opcase.data(shape)
-    ref = x[..., np.arange(h) * shape[-2] // h, :][..., np.arange(w) * shape[-1] // w]
-    same(run("resize_nearest_neighbor", {"x": x}, target_size_height=h, target_size_width=w), ref)
-    same(run("resize", {"x": x}, shape=[h, w], resized_dims=np.uint32(2),
-             interpolation_mode="NEAREST_NEIGHBOR"), ref)
-    # TensorFlow with half-pixel centres: floor((i + 1/2) * Xin / Xout).
-    half = x[..., (2 * np.arange(h) + 1) * shape[-2] // (2 * h), :][
+    ref = x[..., (2 * np.arange(h) + 1) * shape[-2] // (2 * h), :][
         ..., (2 * np.arange(w) + 1) * shape[-1] // (2 * w)]
-    same(run("resize", {"x": x}, shape=[h, w], resized_dims=np.uint32(2), sampling_mode="UNALIGN_CORNERS",
-             interpolation_mode="NEAREST_NEIGHBOR"), half)
+    same(run("resize_nearest_neighbor", {"x": x}, target_size_height=h, target_size_width=w), ref)
+    for mode in ("DEFAULT", "UNALIGN_CORNERS"):
+        same(run("resize", {"x": x}, shape=[h, w], resized_dims=np.uint32(2), sampling_mode=mode,
+                 interpolation_mode="NEAREST_NEIGHBOR"), ref)
 
 
 @pytest.mark.parametrize("fh, fw", [(2, 3), (np.float32(1.5), np.float32(2.25)), (1, 1)])

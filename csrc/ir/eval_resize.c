@@ -35,10 +35,13 @@ static tap tap_at(double c, int64_t d) {
     return t;
 }
 
-/* The nearest one: DEFAULT takes the element the coordinate lies in, the others round
- * halves up, so that UNALIGN_CORNERS is floor((i + 1/2) * Xin / Xout). */
-static tap nearest_at(const char *mode, double c, int64_t d) {
-    double v = !strcmp(mode, "DEFAULT") ? floor(c) : floor(c + 0.5);
+/* The nearest one for output i of n, of d. DEFAULT, whose coordinate is i * d / n, takes the
+ * element that this lies in. The others round halves up, so UNALIGN_CORNERS is
+ * floor((i + 1/2) * d / n). Both in integers, since a double might fall short of one. */
+static tap nearest_at(const char *mode, double c, int64_t i, int64_t d, int64_t n) {
+    double v = !strcmp(mode, "DEFAULT") ? (double)(i * d / n)
+             : !strcmp(mode, "UNALIGN_CORNERS") ? (double)((2 * i + 1) * d / (2 * n))
+                                                : floor(c + 0.5);
     tap t = {0, 0, 0};
     t.lo = v < 0 ? 0 : v > (double)(d - 1) ? d - 1 : (int64_t)v;
     t.hi = t.lo;
@@ -81,9 +84,7 @@ static ane_status resized(ane_eval *ev, const int64_t *shape, int dims, const ch
         else {
             for (int64_t i = 0; i < n; i++) {
                 double c = grid(mode, 0, (double)(d - 1), i, n);
-                t[i] = nearest ? nearest_at(mode, c, d) : tap_at(c, d);
-                /* Exact where a double coordinate might fall short of an integer. */
-                if (nearest && !strcmp(mode, "DEFAULT")) t[i].lo = t[i].hi = i * d / n;
+                t[i] = nearest ? nearest_at(mode, c, i, d, n) : tap_at(c, d);
             }
             along(next, cur ? cur : x->data, t, outer, d, n, inner);
             ane_free(cur);
@@ -109,11 +110,13 @@ ane_status ane__eval_resize_bilinear(ane_eval *ev) {
     return resized(ev, shape, 2, ane_eval_str(ev, "sampling_mode", "DEFAULT"), false);
 }
 
+/* coremltools lowers TensorFlow's resizing with half-pixel centres to this and to `resize`, and
+ * the one without to upsample_nearest_neighbor. */
 ane_status ane__eval_resize_nearest_neighbor(ane_eval *ev) {
     int64_t shape[ANE_MAX_RANK];
     last_two(ane_eval_in(ev, "x"), shape, ane_eval_i64(ev, "target_size_height", 1),
              ane_eval_i64(ev, "target_size_width", 1));
-    return resized(ev, shape, 2, "DEFAULT", true);
+    return resized(ev, shape, 2, "UNALIGN_CORNERS", true);
 }
 
 static void scaled(ane_eval *ev, int64_t *shape) {
@@ -151,9 +154,10 @@ ane_status ane__eval_resize(ane_eval *ev) {
     memcpy(shape, x->shape, sizeof shape);
     for (int i = 0; i < n; i++)
         if (want[len - (int)n + i]) shape[x->rank - (int)n + i] = want[len - (int)n + i];
-    return resized(ev, shape, (int)n, ane_eval_str(ev, "sampling_mode", "DEFAULT"),
-                   !strcmp(ane_eval_str(ev, "interpolation_mode", "LINEAR"),
-                           "NEAREST_NEIGHBOR"));
+    const char *mode = ane_eval_str(ev, "sampling_mode", "DEFAULT");
+    bool nearest = !strcmp(ane_eval_str(ev, "interpolation_mode", "LINEAR"), "NEAREST_NEIGHBOR");
+    if (nearest && !strcmp(mode, "DEFAULT")) mode = "UNALIGN_CORNERS";
+    return resized(ev, shape, (int)n, mode, nearest);
 }
 
 /* ---------------------------------------------------------------- sampling at points */
