@@ -364,9 +364,9 @@ def test_of_several_types_the_last_counts() -> None:
             feature(wrong)
 
 
-def test_metadata_twice() -> None:
-    """A second message of the user's keys is not read as a longer first one."""
-    pair = msg(100, msg(1, "k"), msg(2, "v"))
-    twice = msg(100, pair, pair, pair, pair) + msg(100, pair)
-    _, d = _core.coreml_read(model(RELU, description=twice))
-    assert d["metadata"]["user"] == {"k": "v"}
+def test_metadata_in_parts() -> None:
+    """As protobuf says of a message that comes several times: they are merged."""
+    pairs = {f"k{i}": f"v{i}" for i in range(9)}
+    parts = b"".join(msg(100, msg(100, msg(1, key), msg(2, text))) for key, text in pairs.items())
+    _, d = _core.coreml_read(model(RELU, description=parts))
+    assert d["metadata"]["user"] == pairs

@@ -359,8 +359,8 @@ static void read_metadata(ane_wire *parent, const ane_wire_field *field,
     ane_wire w = ane_wire_message(parent, field);
     ane_wire_field f, g;
     const char **slots[] = {&d->short_description, &d->version, &d->author, &d->license};
-    const char **user = NULL;
-    d->n_user = 0;                          /* of several such messages the last one counts */
+    const char **user;
+    memcpy(&user, &d->user, sizeof user);   /* several such messages are one in parts */
     while (ane_wire_next(&w, &f)) {
         char *s;
         if (f.number >= 1 && f.number <= 4) {
