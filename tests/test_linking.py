@@ -358,3 +358,11 @@ def test_the_header_has_exactly_the_known_prototypes(compiler: str, tmp_path: Pa
     assert subprocess.run([tool(compiler), *flags], capture_output=True).returncode
     known = set(re.findall(r"\b(ane_bridge_\w+)\(", PROTOTYPES))
     assert len(known) == 21 and known == declared("ane_bridge.h")
+
+
+@pytest.mark.parametrize("harness", sorted((ROOT / "tests/fuzz").glob("fuzz_*.c")), ids=lambda p: p.stem)
+def test_fuzz_harness_fits_the_library(harness):
+    """They look into the library's structs, and are built in CI's last stage only."""
+    done = subprocess.run([tool("cc"), "-std=c11", "-D_GNU_SOURCE", "-Werror", "-fsyntax-only", str(harness)],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -87,7 +87,7 @@ ane_status ane__weight_wrap(const ane_weight_file *f, unsigned shard, bool round
                             ane_surface **out, ane_error *err);
 ane_status ane__weight_no_memory(const char *path, ane_error *err);
 
-/* Each reads the header in f->shards[shard] and adds entries (not yet sorted). The bytes
+/* Each reads the header in f->shards[shard] and adds entries (not yet indexed). The bytes
  * are those of the mapping; base and n are passed so that they can be fuzzed alone. */
 ane_status ane__safetensors_read(ane_weight_file *f, const unsigned char *base, size_t n,
                                  const char *path, unsigned shard, ane_error *err);
