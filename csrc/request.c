@@ -338,8 +338,7 @@ void ane_request_thread(ane_request *r, size_t i, ane_thread_info *info) {
 void ane_request_memory(ane_request *r, ane_memory_info *info) {
     *info = (ane_memory_info){0};
     if (r->kernel->backend->memory) r->kernel->backend->memory(r->binding, info);
-    info->total = info->inputs + info->outputs + info->constants + info->packed +
-                  info->scratch + info->panels + info->reference;
+    info->total = ane_memory_total(info);
 }
 
 /* ---------------------------------------------------------------- pipelines */

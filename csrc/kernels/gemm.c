@@ -160,6 +160,12 @@ static void batch_task(void *arg, size_t p) {
     if (st) atomic_store(&x->status, (int)st);
 }
 
+/* Many products, or small ones: one thread each. Few large ones: all threads on each in turn. */
+static bool one_thread_each(const job *j, size_t products) {
+    return ane__gemm_is_small(j) || (products >= (size_t)ane_num_threads() * 2 &&
+                                     ane__gemm_task_scratch(j) <= SHARED_BYTES / 4);
+}
+
 ane_status ane_gemm_with(const ane_kernels *limit, const ane_gemm_args *args, void *scratch,
                          ane_error *err) {
     ane_status st = check(args, err);
@@ -171,10 +177,8 @@ ane_status ane_gemm_with(const ane_kernels *limit, const ane_gemm_args *args, vo
     if (g.batch > 1) {
         job j;
         fill(&j, limit, &g);
-        /* Many products: one thread each. Few large ones: all threads on each in turn. */
-        size_t n = (size_t)g.batch, bytes = ane__gemm_task_scratch(&j);
-        bool many = n >= (size_t)ane_num_threads() * 2 && bytes <= SHARED_BYTES / 4;
-        if (ane__gemm_is_small(&j) || many) {
+        size_t n = (size_t)g.batch;
+        if (one_thread_each(&j, n)) {
             size_t work = ane__gemm_work(&j);
             if (work < SERIAL_WORK / n) {
                 for (size_t p = 0; p < n && !st; p++) st = run_product(&x, p, true, NULL, err);
@@ -196,32 +200,33 @@ ane_status ane_gemm(const ane_gemm_args *args, void *scratch, ane_error *err) {
     return ane_gemm_with(NULL, args, scratch, err);
 }
 
-size_t ane_gemm_scratch(const ane_gemm_args *args) {
+/* The job that our own kernels do for these arguments, in *j, operands that are packed already
+ * with them; how many products it stands for, 0: none. */
+static size_t described(const ane_gemm_args *args, job *j) {
     if (check(args, NULL) || !args->m || !args->n || !args->batch) return 0;
     ane_gemm_args g = *args;
     merge_batch(&g);
     if (ane_blas_takes(&g)) return 0;
+    bool swap = fill(j, NULL, &g);
+    j->pa.data = swap ? g.packed_b : g.packed_a;
+    j->pb.data = swap ? g.packed_a : g.packed_b;
+    return (size_t)g.batch;
+}
+
+size_t ane_gemm_scratch(const ane_gemm_args *args) {
     job j;
-    bool swap = fill(&j, NULL, &g);
-    const void *pa = swap ? g.packed_b : g.packed_a, *pb = swap ? g.packed_a : g.packed_b;
-    j.pa.data = pa, j.pb.data = pb;
-    return ane__gemm_scratch(&j);
+    return described(args, &j) ? ane__gemm_scratch(&j) : 0;
 }
 
 size_t ane_gemm_panels(const ane_gemm_args *args) {
-    if (check(args, NULL) || !args->m || !args->n || !args->batch) return 0;
-    ane_gemm_args g = *args;
-    merge_batch(&g);
-    if (ane_blas_takes(&g)) return 0;
     job j;
-    bool swap = fill(&j, NULL, &g);
-    size_t threads = (size_t)ane_num_threads(), one = ane__gemm_task_scratch(&j);
-    if (g.batch > 1 && (ane__gemm_is_small(&j) ||
-                        ((size_t)g.batch >= threads * 2 && one <= SHARED_BYTES / 4)))
-        return threads * one;
-    j.pa.data = swap ? g.packed_b : g.packed_a;
-    j.pb.data = swap ? g.packed_a : g.packed_b;
-    return ane__gemm_most(&j, threads);
+    size_t products = described(args, &j), threads = (size_t)ane_num_threads();
+    if (!products) return 0;
+    job bare = j;                       /* a batch is divided before packed operands are looked at */
+    bare.pa.data = bare.pb.data = NULL;
+    return products > 1 && one_thread_each(&bare, products)
+               ? threads * ane__gemm_task_scratch(&bare)
+               : ane__gemm_most(&j, threads);
 }
 
 const char *ane_gemm_name(const ane_gemm_args *args) {

@@ -30,8 +30,7 @@ void ane_plan_memory(const ane_plan *p, ane_memory_info *info) {
         size_t n = reference_bytes(&p->steps[i]);
         if (n > info->reference) info->reference = n;
     }
-    info->total = info->inputs + info->outputs + info->constants + info->packed +
-                  info->scratch + info->panels + info->reference;
+    info->total = ane_memory_total(info);
 }
 
 void ane_plan_buffers(const ane_plan *p,
