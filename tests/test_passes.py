@@ -11,7 +11,7 @@ import pytest
 from oracle import NP, Approx, random_graph
 
 import anetorch
-from anetorch import _core
+from anetorch import _core, mil
 from anetorch.kernels import packed
 from anetorch.nn.config import Config
 
@@ -186,6 +186,19 @@ def test_views_and_concat_move_nothing() -> None:
     got = np.asarray(k(x))
     np.testing.assert_array_equal(got[:, 3:], np.maximum(x[:, :2], 0))
     np.testing.assert_allclose(got[:, :3], np.tanh(x[:, 2:]), rtol=8 * 2.0**-24)
+
+
+@pytest.mark.parametrize("shape, axis", [((1, 65536), 1), ((3, 151936), 1), ((15, 65537), -1), ((151936, 2), 0),
+                                         ((2, 70000, 3), 1)])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_softmax_of_long_rows(shape: tuple[int, ...], axis: int, dtype: str) -> None:
+    p = mil.build(lambda x: mil.ops.softmax(x=x, axis=axis), {"x": mil.spec(shape, dtype)})
+    x = np.random.default_rng(3).standard_normal(shape).astype(NP[dtype])
+    want = Approx.exact(x, dtype).softmax(axis)
+    # Sums go in chains: their error does not grow with the whole row.
+    n = shape[axis]
+    want.e -= (n - (64 + n / 64)) * 2.0**-24 * want.v
+    check(np.asarray(anetorch.compile(p)(x)), want, f"softmax {shape} along {axis}")
 
 
 def test_softmax_takes_scale_and_mask() -> None:

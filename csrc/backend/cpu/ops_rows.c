@@ -291,12 +291,13 @@ static void softmax_outer(void *arg, size_t task) {
     const ane_vec *v = ane_vec_get();
     size_t cap = (size_t)r->tile_cols, axis = (size_t)r->steps;
     float *regs = ane_scratch_push(ane_expr_bytes(e, cap) +
-                                   (axis + 2) * cap * sizeof(float));
+                                   (axis + 3) * cap * sizeof(float));
     if (!regs) {
         atomic_store(&run->nomem, true);
         return;
     }
-    float *most = regs + (size_t)(e->n_regs + 1) * cap, *sum = most + cap, *all = sum + cap;
+    float *most = regs + (size_t)(e->n_regs + 1) * cap, *sum = most + cap, *part = sum + cap;
+    float *all = part + cap;
     char *row[256], *at[256];
     ane_tile t = {.e = e, .at = at, .regs = regs, .cap = cap, .rows = 1, .row_dim = -1,
                   .col_dim = e->rank - 1};
@@ -307,6 +308,7 @@ static void softmax_outer(void *arg, size_t task) {
     shift(e, e->rank - 1, c, row, row);
     fill(most, -INFINITY, n);
     fill(sum, 0, n);
+    fill(part, 0, n);
     for (size_t a = 0; a < axis; a++) {
         memcpy(at, row, (size_t)e->n_views * sizeof *at);
         address(run, r->reduced, r->n_reduced, (int64_t)a, at);
@@ -317,7 +319,12 @@ static void softmax_outer(void *arg, size_t task) {
         float *x = all + a * cap;
         v->binary[ANE_VEC_SUB](x, x, most, n);
         v->unary[ANE_VEC_EXP](x, x, n);
-        v->binary[ANE_VEC_ADD](sum, sum, x, n);
+        v->binary[ANE_VEC_ADD](part, part, x, n);
+        /* Chains of 64, so that the error of a long sum stays small. */
+        if (a % 64 == 63 || a + 1 == axis) {
+            v->binary[ANE_VEC_ADD](sum, sum, part, n);
+            fill(part, 0, n);
+        }
     }
     for (size_t a = 0; a < axis; a++) {
         float *x = all + a * cap;
@@ -482,8 +489,8 @@ static ane_status plan(ane_planner *pl, const ane_graph *g, const ane_group *grp
     if (r->inner) {
         int64_t row = r->cols * r->steps;
         r->per = 8192 / (row ? row : 1) + 1;
-        /* Few long rows: blocks of columns, whose partial sums are added in order. */
-        if (r->outer < 16 && r->cols >= 1 << 16 && r->how != LOG_SUM_EXP) {
+        /* Few long rows: blocks of columns, whose partial results are put together in order. */
+        if (!softmax && r->outer < 16 && r->cols >= 1 << 16 && r->how != LOG_SUM_EXP) {
             r->per = 1;
             r->block = 1 << 15;
             r->blocks = (r->cols + r->block - 1) / r->block;
