@@ -142,7 +142,7 @@ class Memory(dict):
     def _summary(self) -> str:
         return (f"{self['total']:,} bytes: " + ", ".join(
             f"{k} {self[k]:,}" for k in ("inputs", "outputs", "constants", "packed", "scratch",
-                                         "panels", "reference") if self[k])
+                                         "threads", "reference", "rounding") if self[k])
             + (f"; scratch without reuse would be {self['values']:,}" if self["values"] else ""))
 
     def __str__(self) -> str:

@@ -318,6 +318,8 @@ class Kernel(_core.Kernel):
         """Bytes that a run on inputs of these shapes needs, by purpose and buffer by buffer:
         see `Memory`. "total" is what `memory_limit` limits; "values" is what scratch would be
         without reuse. On the CPU nothing is allocated or run; beyond the limit it works, too.
+        "threads" are the blocks of as many threads as there are now; "reference" is what shapes
+        tell of values evaluated plainly, or the most that a run has held.
 
         >>> print(k.memory(x))                                          # doctest: +SKIP
         """

@@ -806,10 +806,14 @@ typedef struct ane_memory_info {
     size_t inputs, outputs, constants;
     size_t packed;                      /* constants once more, as products want them */
     size_t scratch;                     /* the block that a run borrows */
-    size_t panels;                      /* what the threads of the largest product fill as they
-                                           go, at most, on as many threads as there are now */
-    size_t reference;                   /* doubles of the largest step that is evaluated
-                                           plainly, as far as its shapes are known */
+    size_t threads;                     /* blocks that threads fill as they go (panels, tiles,
+                                           rows, staged operands) and keep for later runs, on as
+                                           many threads as there are now */
+    size_t reference;                   /* values that are held as doubles at once by what is
+                                           evaluated plainly: as far as shapes tell, or the most
+                                           that a run of the kernel had */
+    size_t rounding;                    /* what blocks of the library's own take beyond their
+                                           content: whole large pages */
     size_t total;                       /* of the above */
     size_t values;                      /* what scratch would be without reuse */
 } ane_memory_info;
@@ -817,7 +821,8 @@ typedef struct ane_memory_info {
 typedef struct ane_buffer_info {
     const char *name;                   /* a value, or "" for a temporary copy; lives for the
                                            call */
-    const char *kind;                   /* "input", "output", "constant", "packed", "scratch" */
+    const char *kind;                   /* "input", "output", "constant", "packed", "scratch",
+                                           "thread" (its blocks: the caller's, a worker's) */
     size_t bytes, offset;               /* offset: in the scratch block */
     size_t first, last;                 /* steps between which a scratch buffer is in use */
 } ane_buffer_info;

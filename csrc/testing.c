@@ -31,7 +31,7 @@
     X(ane_json_decode)                                                                 \
     /* the rest */                                                                     \
     X(ane_mem_fail_after)                                                              \
-    X(ane_memplan) X(ane_scratch_held)                                                 \
+    X(ane_mem_watch) X(ane_mem_watch_read) X(ane_memplan) X(ane_scratch_used)                                                 \
     X(ane_shadow_create)                                                               \
     X(ane_shadow_destroy)                                                              \
     X(ane_shadow_write)                                                                \

@@ -49,12 +49,12 @@ def test_memory_says_what_goes_where() -> None:
     assert isinstance(m, Memory)
     assert (m["inputs"], m["outputs"], m["constants"]) == (4 * (64 * 96 + 96 * 80), 4 * 64 * 64, 4 * 96 * 80)
     assert m["total"] == sum(m[k] for k in ("inputs", "outputs", "constants", "packed", "scratch",
-                                            "panels", "reference"))
+                                            "threads", "reference", "rounding"))
     by_kind: dict[str, int] = {}
     for b in m.buffers:
         by_kind[b["kind"]] = by_kind.get(b["kind"], 0) + b["bytes"]
     for kind, key in (("input", "inputs"), ("output", "outputs"), ("constant", "constants"),
-                      ("packed", "packed")):
+                      ("packed", "packed"), ("thread", "threads")):
         assert by_kind.get(kind, 0) == m[key]
     names = {b["name"] for b in m.buffers}
     assert {"x", "w", "y", "c"} <= names
@@ -99,8 +99,8 @@ def test_open_shapes_are_taken_from_the_inputs() -> None:
     k = kernel_of("tensor<fp32, [?, 4]> y = square(x = x);", "tensor<fp32, [?, 4]> x")
     with pytest.raises(ValueError, match=r"\[memory\] input x has the open shape \[\?, 4\]; pass the inputs"):
         k.memory()
-    assert k.memory(np.zeros((10, 4)))["total"] == 2 * 160
-    assert k.memory(x=Tensor((5, 4)))["total"] == 2 * 80
+    assert all(k.memory(np.zeros((10, 4)))[key] == 160 for key in ("inputs", "outputs"))
+    assert all(k.memory(x=Tensor((5, 4)))[key] == 80 for key in ("inputs", "outputs"))
     with pytest.raises(ValueError, match=r"input x: expected fp32 \[\?, 4\], got fp32 \[10, 5\]"):
         k.memory(np.zeros((10, 5)))
 
@@ -124,7 +124,7 @@ def test_limit_refuses_before_allocating() -> None:
     k = kernel_of(body, how, memory_limit=10**9)
     _core._testing.fail_after(0)
     with pytest.raises(MemoryError, match=r"main needs \d+ bytes for these shapes .* of outputs.* the memory "
-                                          r"limit is 1000000000: use smaller shapes, or raise memory_limit"):
+                                          r"limit is 1000000000: use smaller shapes or fewer threads, or raise memory_limit"):
         k(np.zeros((1, 4), np.float32))
     assert k.memory()["total"] > 16 * n * n        # asking is allowed
 
@@ -156,7 +156,7 @@ def test_unusable_limits(bad: object) -> None:
 RUN = """
 import anetorch, numpy as np
 k = anetorch.compile('''program(1.3) { func main<ios18>(tensor<fp32, [1000]> x) {
-    tensor<fp32, [1000]> y = square(x = x); } -> (y); }''')
+    tensor<fp32, [1000]> y = reshape(x = x, shape = tensor<int32, [1]>([1000])); } -> (y); }''')
 try:
     k(np.ones(1000)); print('ran')
 except MemoryError as e:
@@ -325,49 +325,3 @@ def check_trace(trace: dict) -> None:
                      if e["ph"] == "X" and e["tid"] == tid)
         assert all(a[1] <= b[0] + 1e-3 for a, b in zip(row, row[1:])), tid
     assert re.fullmatch("ms|ns", trace["displayTimeUnit"])
-
-
-PRODUCTS = [(5, 7, 9, 1), (1, 768, 3000, 1), (256, 768, 768, 1), (768, 256, 2048, 1), (3000, 768, 256, 1),
-            (256, 9000, 256, 1), (200, 300, 9000, 1), (64, 64, 64, 24), (256, 64, 300, 3), (2048, 512, 1111, 2)]
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_the_panels_of_a_product_are_counted(dtype: str, threads: int, root) -> None:
-    """A fresh thread's blocks grow to what a product fills: never beyond what memory() says, and
-    on one thread not far below."""
-    code = f"""if 1:
-        import threading, numpy as np, anetorch
-        from anetorch import _core, mil
-        wrong = []
-        def one(m, k, n, b):
-            program = mil.build(lambda x, y: mil.ops.matmul(x=x, y=y), {{
-                "x": mil.spec((b, m, k), "{dtype}"), "y": mil.spec((b, k, n), "{dtype}")}})
-            kernel = anetorch.compile(program)
-            said = kernel.memory()["panels"]
-            x, y = (np.zeros(p.shape, "{'f4' if dtype == 'fp32' else 'f2'}") for p in kernel.inputs)
-            kernel(x, y)
-            held = _core._testing.scratch_held()
-            low = said // 4 if {threads} == 1 else 0
-            if not low <= held <= said + 1024:
-                wrong.append((m, k, n, b, held, said))
-        for shape in {PRODUCTS}:
-            t = threading.Thread(target=one, args=shape)
-            t.start()
-            t.join()
-        assert not wrong, wrong"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          env=os.environ | {"ANETORCH_NUM_THREADS": str(threads), "ANETORCH_BLAS": "off"})
-    assert done.returncode == 0, done.stderr[-1500:]
-
-
-def test_the_limit_counts_panels() -> None:
-    n = 1000
-    k = kernel_of(f"tensor<fp32, [{n}, {n}]> y = matmul(x = x, y = x, transpose_x = no, transpose_y = no);",
-                  f"tensor<fp32, [{n}, {n}]> x")
-    m = k.memory()
-    assert m["panels"] > 4 * n * n
-    tight = kernel_of(f"tensor<fp32, [{n}, {n}]> y = matmul(x = x, y = x, transpose_x = no, transpose_y = no);",
-                      f"tensor<fp32, [{n}, {n}]> x", memory_limit=m["total"] - 1)
-    with pytest.raises(MemoryError, match=f"{m['panels']} of panels"):
-        tight(np.zeros((n, n), np.float32))

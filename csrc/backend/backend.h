@@ -79,8 +79,8 @@ ane_status ane_run_check(ane_error *err);
 extern const ane_backend ane_backend_cpu;
 
 static inline size_t ane_memory_total(const ane_memory_info *m) {
-    return m->inputs + m->outputs + m->constants + m->packed + m->scratch + m->panels +
-           m->reference;
+    return m->inputs + m->outputs + m->constants + m->packed + m->scratch + m->threads +
+           m->reference + m->rounding;
 }
 
 #endif

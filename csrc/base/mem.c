@@ -1,5 +1,6 @@
 #include "mem.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -41,14 +42,80 @@ bool ane_shape_bytes(int rank, const int64_t *dims, size_t unit, size_t *out) {
     return true;
 }
 
-void *ane_malloc(size_t bytes) { return fails() ? NULL : malloc(bytes ? bytes : 1); }
+/* ---------------------------------------------------------------- the watch */
+
+#define WATCHED 8192
+static struct {
+    pthread_mutex_t lock;
+    atomic_bool on;
+    size_t n, count[2];
+    ane_mem_watched seen;
+    struct {
+        void *p;
+        size_t bytes;
+        int kind;
+    } list[WATCHED];
+} watch = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+void ane_mem_watch(bool on) {
+    pthread_mutex_lock(&watch.lock);
+    atomic_store(&watch.on, on);
+    watch.n = watch.count[0] = watch.count[1] = 0;
+    watch.seen = (ane_mem_watched){.all = true};
+    pthread_mutex_unlock(&watch.lock);
+}
+
+void ane_mem_watch_read(ane_mem_watched *out) {
+    pthread_mutex_lock(&watch.lock);
+    *out = watch.seen;
+    pthread_mutex_unlock(&watch.lock);
+}
+
+static void *watched(int kind, void *p, size_t bytes) {
+    if (!p || !atomic_load_explicit(&watch.on, memory_order_relaxed)) return p;
+    pthread_mutex_lock(&watch.lock);
+    ane_mem_watched *w = &watch.seen;
+    if (watch.n == WATCHED) {
+        w->all = false;
+    } else {
+        watch.list[watch.n].p = p;
+        watch.list[watch.n].kind = kind;
+        watch.list[watch.n++].bytes = bytes;
+        w->now[kind] += bytes;
+        if (w->now[kind] > w->most[kind]) w->most[kind] = w->now[kind];
+        if (++watch.count[kind] > w->blocks[kind]) w->blocks[kind] = watch.count[kind];
+    }
+    pthread_mutex_unlock(&watch.lock);
+    return p;
+}
+
+static void unwatch(const void *p) {
+    if (!p || !atomic_load_explicit(&watch.on, memory_order_relaxed)) return;
+    pthread_mutex_lock(&watch.lock);
+    for (size_t i = watch.n; i-- > 0;) {
+        if (watch.list[i].p != p) continue;
+        watch.seen.now[watch.list[i].kind] -= watch.list[i].bytes;
+        watch.count[watch.list[i].kind]--;
+        watch.list[i] = watch.list[--watch.n];
+        break;
+    }
+    pthread_mutex_unlock(&watch.lock);
+}
+
+/* ---------------------------------------------------------------- blocks */
+
+void *ane_malloc(size_t bytes) {
+    return fails() ? NULL : watched(1, malloc(bytes ? bytes : 1), bytes);
+}
 
 void *ane_calloc(size_t n, size_t size) {
-    return fails() ? NULL : calloc(n ? n : 1, size ? size : 1);
+    return fails() ? NULL : watched(1, calloc(n ? n : 1, size ? size : 1), n * size);
 }
 
 void *ane_realloc(void *p, size_t bytes) {
-    return fails() ? NULL : realloc(p, bytes ? bytes : 1);
+    if (fails()) return NULL;
+    unwatch(p);
+    return watched(1, realloc(p, bytes ? bytes : 1), bytes);
 }
 
 char *ane_strdup(const char *s) {
@@ -57,26 +124,37 @@ char *ane_strdup(const char *s) {
     return p ? memcpy(p, s, n) : NULL;
 }
 
-void ane_free(void *p) { free(p); }
+void ane_free(void *p) {
+    unwatch(p);
+    free(p);
+}
 
 /* Blocks from here on lie on whole large pages where the system gives them. */
 #define HUGE_FROM ((size_t)1 << 20)
 #define HUGE_PAGE ((size_t)2 << 20)
 
-void *ane_aligned_alloc(size_t bytes) {
+size_t ane_aligned_size(size_t bytes) {
     size_t n;
+    if (!ane_add_size(bytes, ANE_ALIGN, &n)) return SIZE_MAX;
+    if (n < HUGE_FROM) return n;
+    return ane_add_size(n, HUGE_PAGE - 1, &n) ? n & ~(HUGE_PAGE - 1) : SIZE_MAX;
+}
+
+void *ane_aligned_alloc(size_t bytes) {
+    size_t n = ane_aligned_size(bytes);
     void *p = NULL;
-    if (fails() || !ane_add_size(bytes, ANE_ALIGN, &n)) return NULL;
-    if (n >= HUGE_FROM && !ane_add_size(n, HUGE_PAGE - 1, &n)) return NULL;
-    if (n >= HUGE_FROM) n &= ~(HUGE_PAGE - 1);
+    if (fails() || n == SIZE_MAX) return NULL;
     if (posix_memalign(&p, n < HUGE_FROM ? ANE_ALIGN : HUGE_PAGE, n)) return NULL;
 #ifdef MADV_HUGEPAGE
     if (n >= HUGE_FROM) (void)madvise(p, n / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
-    return p;
+    return watched(0, p, n);
 }
 
-void ane_aligned_free(void *p) { free(p); }
+void ane_aligned_free(void *p) {
+    unwatch(p);
+    free(p);
+}
 
 /* ---------------------------------------------------------------- arena */
 
@@ -98,7 +176,7 @@ void ane_arena_destroy(ane_arena *a) {
     if (!a) return;
     for (chunk *c = a->head, *next; c; c = next) {
         next = c->next;
-        free(c);
+        ane_aligned_free(c);            /* also of what malloc gave */
     }
     free(a);
 }

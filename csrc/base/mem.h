@@ -25,11 +25,23 @@ char *ane_strdup(const char *s);
 /* Aligned to ANE_ALIGN; freed by ane_aligned_free only. */
 void *ane_aligned_alloc(size_t bytes);
 void ane_aligned_free(void *p);
+/* What a block of that size takes: with its rounding, to whole large pages from a megabyte on.
+ * SIZE_MAX: beyond memory. */
+size_t ane_aligned_size(size_t bytes);
 /* (ane_free of ane.h frees what the first four gave.) */
 
 /* Testing: the n-th allocation from now (1 = the next) fails, and every later one when
  * `sticky`. 0 turns it off. Returns how many allocations were seen since the last call. */
 long ane_mem_fail_after(long n, bool sticky);
+
+/* Testing: what blocks made since ane_mem_watch(true) hold, now and at most: [0] aligned ones,
+ * as ane_aligned_size has them, [1] the malloc family's. Blocks from before are not looked at. */
+typedef struct ane_mem_watched {
+    bool all;                           /* false: there were too many blocks to follow */
+    size_t now[2], most[2], blocks[2];  /* blocks: the most at once */
+} ane_mem_watched;
+void ane_mem_watch(bool on);
+void ane_mem_watch_read(ane_mem_watched *out);
 
 /* Bump allocator; everything goes at once. Memory is zeroed. */
 typedef struct ane_arena ane_arena;

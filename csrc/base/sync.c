@@ -6,6 +6,7 @@
 
 #include "env.h"
 #include "mem.h"
+#include "scratch.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -18,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAX_THREADS 4096
+#define MAX_THREADS ANE__THREADS
 /* Idle threads look this long before they sleep: the gap between two ops of a program, and
  * what one thread is done before another at the end of a loop. To sleep and be woken costs
  * some 30 microseconds, half of them the waker's. Longer would take a notebook's other
@@ -150,6 +151,7 @@ static void after_fork(void) {
     pool.sleepers = pool.created = 0;
     atomic_store(&pool.state, 0);
     worker_index = 0;
+    ane__scratch_forget();
 }
 
 static void init(void) {
@@ -171,6 +173,8 @@ static void init(void) {
 }
 
 int ane_num_threads(void) {
+    const ane_room *r = ane__room();
+    if (r) return r->threads;           /* a run keeps the number that it was stated for */
     pthread_once(&once, init);
     return atomic_load_explicit(&threads, memory_order_relaxed);
 }
@@ -302,6 +306,7 @@ static bool invited(uint64_t s, uint32_t seen) {
 
 static void *worker(void *arg) {
     worker_index = (int)(intptr_t)arg;
+    ane__scratch_worker(worker_index);
     uint32_t seen = 0;
     for (spin idle = {0};;) {
         uint64_t s = atomic_load(&pool.state);
@@ -360,6 +365,8 @@ bool ane_parallel_for(size_t n, ane_task_fn *fn, void *arg) {
         atomic_store_explicit(&ranges[v].tasks, lo << 32 | n * ((uint64_t)v + 1) / parts,
                               memory_order_relaxed);
     }
+    /* They are idle, and see it when they join. */
+    ane__scratch_reserve(want);
     pool.fn = fn;
     pool.arg = arg;
     pool.log = journal;
@@ -389,80 +396,3 @@ bool ane_parallel_for(size_t n, ane_task_fn *fn, void *arg) {
     ane_mutex_unlock(&pool.owner);
     return all;
 }
-
-/* ------------------------------------------------------------------ scratch */
-
-/* A block per thread that grows when it is empty, to the deepest it has been; a push that
- * does not fit on top of others gets memory of its own. */
-typedef struct scratch {
-    char *base;
-    size_t size, used;
-    size_t deep, peak;          /* with what has memory of its own: now, and the most ever */
-} scratch;
-
-typedef struct frame {          /* one cache line in front of what push returns */
-    size_t bytes;
-    bool own;                   /* memory of its own */
-    char pad[ANE_ALIGN - 2 * sizeof(size_t)];
-} frame;
-
-static pthread_key_t scratch_key, kept_key;
-static ane_once scratch_once = ANE_ONCE_INIT;
-static _Thread_local scratch stack, kept;
-
-static void scratch_free(void *base) { ane_aligned_free(base); }
-static void scratch_init(void) {
-    pthread_key_create(&scratch_key, scratch_free);
-    pthread_key_create(&kept_key, scratch_free);
-}
-
-/* An empty block becomes one of `size` bytes; the thread's end frees it. */
-static bool renew(scratch *s, size_t size, const pthread_key_t *key) {
-    pthread_once(&scratch_once, scratch_init);
-    char *fresh = ane_aligned_alloc(size);
-    if (!fresh) return false;
-    ane_aligned_free(s->base);
-    s->base = fresh;
-    s->size = size;
-    pthread_setspecific(*key, fresh);
-    return true;
-}
-
-void *ane_scratch_keep(size_t bytes) {
-    if (bytes > kept.size && !renew(&kept, bytes, &kept_key)) return NULL;
-    return kept.base;
-}
-
-void *ane_scratch_push(size_t bytes) {
-    size_t want;
-    if (!ane_add_size(bytes, sizeof(frame) + ANE_ALIGN, &want)) return NULL;
-    want &= ~(size_t)(ANE_ALIGN - 1);
-    scratch *s = &stack;
-    if (!s->deep && (s->size < want || s->size < s->peak) &&
-        !renew(s, want > s->peak ? want : s->peak, &scratch_key))
-        return NULL;
-    frame *f;
-    if (s->size - s->used >= want) {
-        f = (frame *)(void *)(s->base + s->used);
-        s->used += want;
-        f->own = false;
-    } else {
-        f = ane_aligned_alloc(want);
-        if (!f) return NULL;
-        f->own = true;
-    }
-    f->bytes = want;
-    s->deep += want;
-    if (s->deep > s->peak) s->peak = s->deep;
-    return f + 1;
-}
-
-void ane_scratch_pop(void *p) {
-    if (!p) return;
-    frame *f = (frame *)p - 1;
-    stack.deep -= f->bytes;
-    if (f->own) ane_aligned_free(f);
-    else stack.used -= f->bytes;
-}
-
-size_t ane_scratch_held(void) { return stack.size + kept.size; }

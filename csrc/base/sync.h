@@ -1,4 +1,5 @@
-/* Mutex, once, the one worker pool, interrupts of long loops, and per-thread scratch. */
+/* Mutex, once, the one worker pool, interrupts of long loops, per-thread scratch and what a
+ * piece of work will take of it. */
 #ifndef ANE_BASE_SYNC_H
 #define ANE_BASE_SYNC_H
 
@@ -59,11 +60,37 @@ int64_t ane_now_ns(void);
  * reverse order of push. 64-byte aligned, not zeroed; NULL: no memory (pop takes NULL). */
 void *ane_scratch_push(size_t bytes);
 void ane_scratch_pop(void *p);
-/* Bytes that this thread's blocks hold by now (tests). */
-size_t ane_scratch_held(void);
+/* The most bytes that this thread's blocks were asked to hold at once (tests). */
+size_t ane_scratch_used(void);
 /* A second block of the executing thread, not a stack: what was written stays until the same
  * thread asks for more than it holds, so that tasks of one loop share it. Only for tasks that
  * call nothing that keeps something, too. NULL: no memory. */
 void *ane_scratch_keep(size_t bytes);
+
+/* What a piece of work will push and keep on each thread, stated before it runs: whoever states
+ * it goes through the same pushes, pops and loops as the work. In memory of the caller. */
+typedef struct ane_room {
+    int threads;                /* that the work is stated for */
+    size_t deep;                /* what the calling thread has pushed so far */
+    size_t *stack, *kept;       /* [threads]: the most of each; the caller's first */
+    struct ane_room *before;    /* while the work runs: what the thread did, and its blocks */
+    struct ane_blocks *outer;   /* for that; NULL: nothing */
+} ane_room;
+/* threads: at least 1. `sizes` holds 2 * threads zeros, and outlives the room. */
+void ane_room_init(ane_room *r, int threads, size_t *sizes);
+/* As ane_scratch_push and _pop of the calling thread. */
+void ane_room_push(ane_room *r, size_t bytes);
+void ane_room_pop(ane_room *r, size_t bytes);
+/* A loop of n tasks that push `each` (0: nothing) and keep `kept` bytes. */
+void ane_room_loop(ane_room *r, size_t n, size_t each, size_t kept);
+/* Bytes that the blocks of thread i take, as the allocator rounds them; of all threads. */
+size_t ane_room_bytes(const ane_room *r, int i);
+size_t ane_room_total(const ane_room *r);
+/* From here to leave, loops of this thread run on r->threads, and every thread that takes part
+ * in one gets its blocks first, whole: work that keeps to what it stated allocates nothing
+ * else. The caller's own blocks are made here; false: no memory, and nothing has changed. Work
+ * inside of other work (of a poll, say) has blocks of its own until it leaves. */
+bool ane_room_enter(ane_room *r);
+void ane_room_leave(void);
 
 #endif

@@ -90,8 +90,8 @@ ane_status ane__eval_conv(ane_eval *ev) {
                            acc + c * p, (size_t)p * sizeof *acc);
             }
     st = acc ? ANE_OK : ev->status;
-    ane_free(col);
-    ane_free(acc);
+    ane__eval_free(col);
+    ane__eval_free(acc);
     if (!st) add_bias(y, bias);
     return st;
 }
@@ -142,9 +142,9 @@ ane_status ane__eval_conv_transpose(ane_eval *ev) {
                 spread(y->data + (n * groups + g) * cout * plane, col, &w, cout, at, p);
             }
     st = xs ? ANE_OK : ev->status;
-    ane_free(wt);
-    ane_free(col);
-    ane_free(xs);
+    ane__eval_free(wt);
+    ane__eval_free(col);
+    ane__eval_free(xs);
     if (!st) add_bias(y, bias);
     return st;
 }

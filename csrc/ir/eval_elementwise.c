@@ -289,6 +289,6 @@ ane_status ane__eval_select(ane_eval *ev) {
                  *pb = pa ? expanded(ev, b, out, &s[2]) : NULL;
     if (pb)
         for (int64_t i = 0; i < out->count; i++) out->data[i] = pc[i] != 0 ? pa[i] : pb[i];
-    for (int i = 0; i < 3; i++) ane_free(s[i]);
+    for (int i = 0; i < 3; i++) ane__eval_free(s[i]);
     return pb ? ANE_OK : ev->status;
 }

@@ -161,6 +161,6 @@ ane_status ane__eval_random_categorical(ane_eval *ev) {
             y->data[row * size + k] = (double)i;
         }
     }
-    ane_free(w);
+    ane__eval_free(w);
     return ANE_OK;
 }

@@ -76,7 +76,7 @@ ane_status ane__eval_matmul(ane_eval *ev) {
     double *freex = NULL, *freey = NULL, *o = out->data;
     const double *px = oriented(ev, x, tx, &freex), *py = px ? oriented(ev, y, ty, &freey) : NULL;
     if (!py) {
-        ane_free(freex);
+        ane__eval_free(freex);
         return ev->status;
     }
     bool ints = !ane__is_float(out->dtype);
@@ -93,8 +93,8 @@ ane_status ane__eval_matmul(ane_eval *ev) {
             at[i] = 0;
         }
     }
-    ane_free(freex);
-    ane_free(freey);
+    ane__eval_free(freex);
+    ane__eval_free(freey);
     return ANE_OK;
 }
 
@@ -122,7 +122,7 @@ ane_status ane__eval_linear(ane_eval *ev) {
             out->data[i] = ane__wrap(out->dtype, (int64_t)out->data[i] +
                                      (int64_t)bias->data[bias->count == 1 ? 0 : i % n]);
     }
-    ane_free(scratch);
+    ane__eval_free(scratch);
     return ANE_OK;
 }
 
@@ -183,7 +183,7 @@ ane_status ane__eval_scaled_dot_product_attention(ane_eval *ev) {
     if (mask) ane__broadcast_strides(mask, r, scores, ms);
     double *kt = ane__scratch(ev, e * s), *w = kt ? ane__scratch(ev, l * s) : NULL;
     if (!w) {
-        ane_free(kt);
+        ane__eval_free(kt);
         return ev->status;
     }
     double scale = 1 / sqrt((double)e);
@@ -212,7 +212,7 @@ ane_status ane__eval_scaled_dot_product_attention(ane_eval *ev) {
             at[i] = 0;
         }
     }
-    ane_free(kt);
-    ane_free(w);
+    ane__eval_free(kt);
+    ane__eval_free(w);
     return ANE_OK;
 }

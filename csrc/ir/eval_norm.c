@@ -49,7 +49,7 @@ ane_status ane__eval_layer_norm(ane_eval *ev) {
         for (int64_t i = 0; beta && i < n; i++) p[i] += beta->data[i];
     }
     ane__permute(y->data, t, x->rank, moved, back);
-    ane_free(t);
+    ane__eval_free(t);
     return ANE_OK;
 }
 

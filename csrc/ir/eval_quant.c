@@ -227,7 +227,7 @@ ane_status ane__eval_constexpr_lut_to_sparse(ane_eval *ev) {
     }
     for (int64_t i = 0; i < mask->count && k == x->count; i++)
         if (mask->data[i] != 0) y->data[at++] = dense[i];
-    ane_free(dense);
+    ane__eval_free(dense);
     if (k == x->count) return ANE_OK;
     return ane_eval_fail(ev, ANE_ERR_INVALID, "the mask has %lld ones, 'indices_nonzero_data' "
                          "%lld elements", (long long)k, (long long)x->count);

@@ -117,11 +117,11 @@ static ane_status walk_sequence(ane_eval *ev, const run *r, bool backwards, bool
         }
     }
     ane_status st = tmp ? ANE_OK : ev->status;
-    ane_free(wi);
-    ane_free(wh);
-    ane_free(g);
-    ane_free(rec);
-    ane_free(tmp);
+    ane__eval_free(wi);
+    ane__eval_free(wh);
+    ane__eval_free(g);
+    ane__eval_free(rec);
+    ane__eval_free(tmp);
     return st;
 }
 
@@ -190,9 +190,9 @@ static ane_status recurrent(ane_eval *ev, cell kind) {
     if (!st)
         memcpy(seq->data, sequence ? all : hn->data,    /* each direction's last step */
                (size_t)seq->count * sizeof *all);
-    ane_free(all);
-    ane_free(r.hs);
-    ane_free(r.cs);
+    ane__eval_free(all);
+    ane__eval_free(r.hs);
+    ane__eval_free(r.cs);
     return st;
 }
 

@@ -109,7 +109,7 @@ static ane_status reduce(ane_eval *ev, kind k) {
         case LOG_SUM_EXP: o[i] = most[i] != most[i] ? most[i] : most[i] + log(o[i]); break;
         default: break;
         }
-    ane_free(most);
+    ane__eval_free(most);
     return ANE_OK;
 }
 

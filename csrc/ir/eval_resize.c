@@ -77,7 +77,7 @@ static ane_status resized(ane_eval *ev, const int64_t *shape, int dims, const ch
         if (d == n && (nearest || strcmp(mode, "OFFSET_CORNERS"))) continue;
         ane__around(x->rank, now, a, &outer, &unused, &inner);
         now[a] = n;
-        tap *t = ane_calloc((size_t)n, sizeof *t);
+        tap *t = ane__eval_alloc((size_t)n, sizeof *t);
         double *next = t ? ane__scratch(ev, ane__count(x->rank, now)) : NULL;
         if (!t) st = ane_eval_fail(ev, ANE_ERR_NOMEM, "%lld sampling points", (long long)n);
         else if (!next) st = ev->status;
@@ -87,13 +87,13 @@ static ane_status resized(ane_eval *ev, const int64_t *shape, int dims, const ch
                 t[i] = nearest ? nearest_at(mode, c, i, d, n) : tap_at(c, d);
             }
             along(next, cur ? cur : x->data, t, outer, d, n, inner);
-            ane_free(cur);
+            ane__eval_free(cur);
             cur = next;
         }
-        ane_free(t);
+        ane__eval_free(t);
     }
     if (!st) memcpy(y->data, cur ? cur : x->data, (size_t)y->count * sizeof *y->data);
-    ane_free(cur);
+    ane__eval_free(cur);
     return st;
 }
 

@@ -32,7 +32,7 @@ static ane_status sorted(ane_eval *ev, const ane_rt *x, int axis, int64_t k, boo
                          double *values, double *indices) {
     int64_t outer, n, inner;
     ane__around(x->rank, x->shape, axis, &outer, &n, &inner);
-    item *t = ane_calloc((size_t)n, sizeof *t);
+    item *t = ane__eval_alloc((size_t)n, sizeof *t);
     if (!t) return ane_eval_fail(ev, ANE_ERR_NOMEM, "%lld elements to sort", (long long)n);
     for (int64_t o = 0; o < outer; o++)
         for (int64_t i = 0; i < inner; i++) {
@@ -45,7 +45,7 @@ static ane_status sorted(ane_eval *ev, const ane_rt *x, int axis, int64_t k, boo
                 if (indices) indices[to] = (double)t[j].i;
             }
         }
-    ane_free(t);
+    ane__eval_free(t);
     return ANE_OK;
 }
 
@@ -125,11 +125,11 @@ ane_status ane__eval_non_maximum_suppression(ane_eval *ev) {
     if (!modern) {
         on = ANE__OUT(3, 1, &batch);
     }
-    item *t = ane_calloc((size_t)n, sizeof *t);
-    int64_t *best = ane_calloc((size_t)n, sizeof *best);
+    item *t = ane__eval_alloc((size_t)n, sizeof *t);
+    int64_t *best = ane__eval_alloc((size_t)n, sizeof *best);
     if (!t || !best) {
-        ane_free(t);
-        ane_free(best);
+        ane__eval_free(t);
+        ane__eval_free(best);
         return ane_eval_fail(ev, ANE_ERR_NOMEM, "%lld boxes", (long long)n);
     }
     for (int64_t i = 0; i < oi->count; i++) oi->data[i] = -1;
@@ -174,7 +174,7 @@ ane_status ane__eval_non_maximum_suppression(ane_eval *ev) {
                     b.score[i * b.score_step + c * b.class_step];
         }
     }
-    ane_free(t);
-    ane_free(best);
+    ane__eval_free(t);
+    ane__eval_free(best);
     return ANE_OK;
 }

@@ -140,6 +140,18 @@ struct ane_eval {
     ane_rt **defaults;                  /* per parameter: its default, made on demand */
 };
 
+/* What the values and scratch of evaluation on one thread hold. While one is installed, an
+ * allocation that would pass its limit fails before it is made. */
+typedef struct ane_eval_budget {
+    size_t limit;                       /* SIZE_MAX: none */
+    size_t held, most;                  /* now; at once so far */
+    size_t refused;                     /* what the last one that failed asked for; 0: none did */
+} ane_eval_budget;
+/* Of this thread, NULL: none; returns the one before. */
+ane_eval_budget *ane_eval_budget_swap(ane_eval_budget *b);
+/* Whether `bytes` more are within it; then they are held until the budget goes. */
+bool ane_eval_budget_take(size_t bytes);
+
 ane_rt *ane_rt_tensor(ane_dtype dtype, int rank, const int64_t *shape); /* zeros; NULL */
 ane_rt *ane_rt_retain(ane_rt *r);
 void ane_rt_release(ane_rt *r);

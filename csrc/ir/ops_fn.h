@@ -104,7 +104,11 @@ ane_status ane__eval_axis(ane_eval *ev, const char *name, int64_t fallback, int 
                           int *out);
 /* Axes as a bool per dim; absent: all when `all`. */
 ane_status ane__eval_axes(ane_eval *ev, const char *name, int rank, bool all, bool *set);
-/* Scratch of n doubles, zeroed; NULL with the error set. Freed by ane_free. */
+/* n * size bytes, zeroed, of this thread's budget; NULL: none left, or no memory. Given back by
+ * ane__eval_free, which takes NULL. */
+void *ane__eval_alloc(size_t n, size_t size);
+void ane__eval_free(void *p);
+/* Scratch of n doubles, zeroed; NULL with the error set. Freed by ane__eval_free. */
 double *ane__scratch(ane_eval *ev, int64_t n);
 
 /* c[m, n] += a[m, k] * b[k, n], dense, summed over k in order. */

@@ -72,6 +72,53 @@ static double f8_value(uint8_t b, int mant, int bias, bool fn) {
 
 /* ---------------------------------------------------------------- values */
 
+static _Thread_local ane_eval_budget *budget;
+
+ane_eval_budget *ane_eval_budget_swap(ane_eval_budget *b) {
+    ane_eval_budget *before = budget;
+    budget = b;
+    return before;
+}
+
+bool ane_eval_budget_take(size_t bytes) {
+    size_t held;
+    if (!budget) return true;
+    if (!ane_add_size(budget->held, bytes, &held) || held > budget->limit) {
+        budget->refused = bytes;
+        return false;
+    }
+    budget->held = held;
+    if (held > budget->most) budget->most = held;
+    return true;
+}
+
+/* What stands in front of the memory: the bytes that a budget was charged. */
+typedef struct charge {
+    size_t bytes;
+    char pad[16 - sizeof(size_t)];
+} charge;
+
+void *ane__eval_alloc(size_t n, size_t size) {
+    size_t bytes, all;
+    if (!ane_mul_size(n, size, &bytes) || !ane_add_size(bytes, sizeof(charge), &all) ||
+        !ane_eval_budget_take(bytes))
+        return NULL;
+    charge *c = ane_calloc(1, all);
+    if (!c) {
+        if (budget) budget->held -= bytes;
+        return NULL;
+    }
+    c->bytes = budget ? bytes : 0;
+    return c + 1;
+}
+
+void ane__eval_free(void *p) {
+    if (!p) return;
+    charge *c = (charge *)p - 1;
+    if (budget) budget->held -= c->bytes < budget->held ? c->bytes : budget->held;
+    ane_free(c);
+}
+
 static int64_t memory_limit;
 static ane_once memory_once = ANE_ONCE_INIT;
 static void read_memory(void) {
@@ -100,8 +147,8 @@ ane_rt *ane_rt_tensor(ane_dtype dtype, int rank, const int64_t *shape) {
     if (rank) memcpy(r->shape, shape, sizeof *shape * (size_t)rank);
     r->count = (int64_t)(bytes / 8);
     r->refs = 1;
-    if (dtype == ANE_STRING) r->strings = ane_calloc(bytes / 8, sizeof *r->strings);
-    else r->data = ane_calloc(bytes / 8, 8);
+    if (dtype == ANE_STRING) r->strings = ane__eval_alloc(bytes / 8, sizeof *r->strings);
+    else r->data = ane__eval_alloc(bytes / 8, 8);
     if (!r->data && !r->strings) {
         ane_free(r);
         return NULL;
@@ -120,7 +167,7 @@ ane_rt *ane__rt_items(ane_type_kind kind, int64_t n) {
     r->kind = kind;
     r->refs = 1;
     r->n = r->cap = n;
-    r->items = ane_calloc((size_t)n, sizeof *r->items);
+    r->items = ane__eval_alloc((size_t)n, sizeof *r->items);
     if (!r->items) {
         ane_free(r);
         return NULL;
@@ -136,9 +183,9 @@ ane_rt *ane_rt_retain(ane_rt *r) {
 void ane_rt_release(ane_rt *r) {
     if (!r || --r->refs) return;
     for (int64_t i = 0; i < r->n; i++) ane_rt_release(r->items[i]);
-    ane_free(r->items);
-    ane_free(r->strings);
-    ane_free(r->data);
+    ane__eval_free(r->items);
+    ane__eval_free(r->strings);
+    ane__eval_free(r->data);
     ane_free(r);
 }
 
@@ -367,7 +414,7 @@ double *ane__scratch(ane_eval *ev, int64_t n) {
     pthread_once(&memory_once, read_memory);
     double *p = NULL;
     if (n >= 0 && ane_mul_size((size_t)n, 8, &bytes) && (int64_t)bytes <= memory_limit)
-        p = ane_calloc((size_t)n, 8);
+        p = ane__eval_alloc((size_t)n, 8);
     if (!p) ane_eval_fail(ev, ANE_ERR_NOMEM, "%lld numbers of scratch", (long long)n);
     return p;
 }

@@ -127,17 +127,21 @@ static void end_panel(const job *j, const panel *p, head h, float *fix) {
     put(j, p->o, nr, j->dv, p->n, &j->a->out, h, p->q0, true);
 }
 
+static size_t forward_bytes(const job *j) {
+    size_t room = j->a->mask ? j->keys * j->nr : 0;
+    return (panels_of(j) * panel_floats(j) + (j->keys + 1) * j->nr + room) * sizeof(float);
+}
+
 static void forward_task(void *arg, size_t i) {
     job *j = arg;
     size_t panels = panels_of(j), width = panels * j->nr, chunks = cut(j->q_len, width);
     /* Head by head, so that its keys stay in the caches; long rows first, so that the last
      * tasks of a causal core are short ones. */
     size_t at = i / chunks, pair = at / j->group, rows = up(j->dv, j->mr);
-    size_t q0 = (chunks - 1 - i % chunks) * width, room = j->a->mask ? j->keys * j->nr : 0;
+    size_t q0 = (chunks - 1 - i % chunks) * width;
     head h = head_of(j, j->first + pair, at % j->group);
     const float *k = j->packed + pair * (j->k_floats + j->v_floats), *v = k + j->k_floats;
-    float *work = ane_scratch_push((panels * panel_floats(j) + (j->keys + 1) * j->nr + room) *
-                                   sizeof(float));
+    float *work = ane_scratch_push(forward_bytes(j));
     if (!work) {
         atomic_store(&j->status, (int)ANE_ERR_NOMEM);
         return;
@@ -207,6 +211,35 @@ ane_status ane__attention_done(const job *j, bool ran, ane_error *err) {
     return ANE_OK;
 }
 
+/* Pairs whose panels are packed at a time; *bytes: for them. */
+static size_t packed_at_once(job *j, size_t pairs, size_t *bytes) {
+    j->k_floats = up(up(j->k_len, j->mr) * j->d, 16);
+    j->v_floats = up(up(j->dv, j->mr) * j->k_len, 16);
+    size_t each = (j->k_floats + j->v_floats) * sizeof(float);
+    size_t step = min_size(pairs, each && each < PACKED_BYTES ? PACKED_BYTES / each : 1);
+    *bytes = step * (each + 2 * sizeof(float));
+    return step;
+}
+
+static size_t forward_tasks(const job *j, size_t pairs) {
+    return pairs * j->group * cut(j->q_len, panels_of(j) * j->nr);
+}
+
+void ane_attention_room(const ane_attention_args *args, ane_room *room) {
+    job j;
+    if (ane__attention_job(&j, NULL, args, NULL)) return;
+    size_t pairs = j.batch * j.kv_heads, bytes;
+    if (!pairs || !j.group || !j.q_len) return;
+    if (ane__attention_few(&j)) {
+        ane_room_loop(room, pairs, ane__attention_row_bytes(&j), 0);
+        return;
+    }
+    size_t step = packed_at_once(&j, pairs, &bytes);
+    ane_room_push(room, bytes);
+    ane_room_loop(room, forward_tasks(&j, step), forward_bytes(&j), 0);
+    ane_room_pop(room, bytes);
+}
+
 ane_status ane_attention_with(const ane_kernels *table, const ane_attention_args *args,
                               ane_error *err) {
     job j;
@@ -215,21 +248,17 @@ ane_status ane_attention_with(const ane_kernels *table, const ane_attention_args
     if (st || !pairs || !j.group || !j.q_len) return st;
     if (ane__attention_few(&j))
         return ane__attention_done(&j, ane_parallel_for(pairs, ane__attention_rows, &j), err);
-    j.k_floats = up(up(j.k_len, j.mr) * j.d, 16);
-    j.v_floats = up(up(j.dv, j.mr) * j.k_len, 16);
-    bytes = (j.k_floats + j.v_floats) * sizeof(float);
-    size_t step = min_size(pairs, bytes && bytes < PACKED_BYTES ? PACKED_BYTES / bytes : 1);
-    j.packed = ane_scratch_push(step * (bytes + 2 * sizeof(float)));
+    size_t step = packed_at_once(&j, pairs, &bytes);
+    j.packed = ane_scratch_push(bytes);
     if (!j.packed)
         return ane_fail(err, ANE_ERR_NOMEM, "[attention] no memory for %zu bytes of panels",
-                        step * bytes);
+                        bytes);
     j.sizes = j.packed + step * (j.k_floats + j.v_floats);
     bool ran = true;
     for (j.first = 0; j.first < pairs && ran; j.first += step) {
         j.count = min_size(step, pairs - j.first);
         ran = ane_parallel_for(j.count * 2, pack_task, &j) &&
-              ane_parallel_for(j.count * j.group * cut(j.q_len, panels_of(&j) * j.nr), forward_task,
-                               &j);
+              ane_parallel_for(forward_tasks(&j, j.count), forward_task, &j);
     }
     ane_scratch_pop(j.packed);
     return ane__attention_done(&j, ran, err);

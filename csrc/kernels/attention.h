@@ -7,6 +7,8 @@
 
 #include "../base/status.h"
 
+struct ane_room;                        /* base/sync.h */
+
 /* Element (batch b, KV head g, r-th query head of its group, position t, channel c) is at
  * data + b*s[0] + g*s[1] + r*s[2] + t*s[3] + c*s[4] (bytes). Keys and values are shared by a
  * group: their s[2] is not used. */
@@ -47,6 +49,8 @@ typedef struct ane_attention_args {
 /* A query that sees no key at all gives NaN, as softmax of a row of -inf does. out must not
  * overlap the inputs. */
 ane_status ane_attention(const ane_attention_args *args, ane_error *err);
+/* States what that takes; of addresses only whether they are there counts. */
+void ane_attention_room(const ane_attention_args *args, struct ane_room *room);
 
 /* Gradients of the inputs for dout: dS = dscale P (dout V' - sum(P dout V')), dQ = dS K,
  * dK = dS' Q, dV = P' dout. fwd is what the forward call got, but its out, which is neither
@@ -60,5 +64,6 @@ typedef struct ane_attention_grad_args {
     ane_mat5 dout, dq, dk, dv;
 } ane_attention_grad_args;
 ane_status ane_attention_grad(const ane_attention_grad_args *args, ane_error *err);
+void ane_attention_grad_room(const ane_attention_grad_args *args, struct ane_room *room);
 
 #endif

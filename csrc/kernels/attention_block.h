@@ -59,6 +59,7 @@ ane_status ane__attention_job(job *j, const ane_kernels *table, const ane_attent
  * the task per (batch, KV head) that does it. */
 bool ane__attention_few(const job *j);
 void ane__attention_rows(void *arg, size_t pair);
+size_t ane__attention_row_bytes(const job *j);          /* what that task pushes */
 ane_status ane__attention_done(const job *j, bool ran, ane_error *err);
 
 static inline head head_of(const job *j, size_t pair, size_t r) {

@@ -217,6 +217,21 @@ static bool is_gradient(const ane_mat5 *x) {
     return !x->data || x->dtype == ANE_F16 || x->dtype == ANE_BF16 || x->dtype == ANE_F32;
 }
 
+/* As many queries in a block as their scores over all keys allow. */
+static void fewer_queries(job *j) {
+    while (j->queries > j->nr && j->queries * j->k_len > SCORES)
+        j->queries = up(j->queries / 2, j->nr);
+}
+
+void ane_attention_grad_room(const ane_attention_grad_args *args, ane_room *room) {
+    job j;
+    grad g;
+    if (ane__attention_job(&j, NULL, args->fwd, NULL)) return;
+    j.g = args;
+    fewer_queries(&j);
+    ane_room_loop(room, j.batch * j.kv_heads, lay(&j, &g, NULL) * sizeof(float), 0);
+}
+
 ane_status ane_attention_grad_with(const ane_kernels *table,
                                    const ane_attention_grad_args *args, ane_error *err) {
     job j;
@@ -228,8 +243,7 @@ ane_status ane_attention_grad_with(const ane_kernels *table,
         return ane_fail(err, ANE_ERR_DTYPE, "[attention_grad] expected float16, bfloat16 or "
                         "float32 gradients");
     j.g = args;
-    while (j.queries > j.nr && j.queries * j.k_len > SCORES)
-        j.queries = up(j.queries / 2, j.nr);
+    fewer_queries(&j);
     return ane__attention_done(&j, ane_parallel_for(pairs, grad_task, &j), err);
 }
 

@@ -72,9 +72,11 @@ static void row(const job *j, head h, size_t t, float *work) {
     put(j, o, up(j->dv, 16), 1, j->dv, &a->out, h, t, false);
 }
 
+size_t ane__attention_row_bytes(const job *j) { return row_floats(j) * sizeof(float); }
+
 void ane__attention_rows(void *arg, size_t pair) {
     job *j = arg;
-    float *work = ane_scratch_push(row_floats(j) * sizeof(float));
+    float *work = ane_scratch_push(ane__attention_row_bytes(j));
     if (!work) {
         atomic_store(&j->status, (int)ANE_ERR_NOMEM);
         return;

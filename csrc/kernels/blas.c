@@ -175,23 +175,39 @@ static bool direct(const ane_gemm_args *g, float *beta) {
     return r->data == g->c.data && r->dtype == ANE_F32 && r->rs == g->c.rs && r->cs == g->c.cs;
 }
 
+/* Floats beside the operands: of B, of `step` rows of A, of as many of C. */
+typedef struct widened {
+    size_t right, left, image, step, ld;
+    bool straight;
+    float beta;
+} widened;
+
+static widened widened_of(const ane_gemm_args *g) {
+    widened w = {0};
+    size_t n = (size_t)g->n, k = (size_t)g->k, wide = g->a.dtype == ANE_F32 ? 0 : k;
+    w.ld = (n + 15) / 16 * 16;
+    w.straight = direct(g, &w.beta);
+    size_t line = (wide + (w.straight ? 0 : w.ld)) * sizeof(float);
+    w.step = line ? CHUNK_BYTES / line : (size_t)g->m;
+    w.step = w.step < ROWS_PER_TASK ? ROWS_PER_TASK : w.step / ROWS_PER_TASK * ROWS_PER_TASK;
+    if (!line || w.step > (size_t)g->m) w.step = (size_t)g->m;
+    w.right = g->b.dtype == ANE_F32 ? 0 : (k * n + 15) / 16 * 16;
+    w.left = (w.step * wide + 15) / 16 * 16;
+    w.image = w.straight ? 0 : w.step * w.ld;
+    return w;
+}
+
 static ane_status run_one(const ane_gemm_args *all, ane_error *err) {
     ane_gemm_args g = *all;
-    size_t n = (size_t)g.n, k = (size_t)g.k, ld = (n + 15) / 16 * 16;
-    float beta = 0;
-    bool straight = direct(&g, &beta), stopped = false;
-    size_t wide = g.a.dtype == ANE_F32 ? 0 : k, line = (wide + (straight ? 0 : ld)) * sizeof(float);
-    size_t step = line ? CHUNK_BYTES / line : (size_t)g.m;
-    step = step < ROWS_PER_TASK ? ROWS_PER_TASK : step / ROWS_PER_TASK * ROWS_PER_TASK;
-    if (!line || step > (size_t)g.m) step = (size_t)g.m;
-    size_t right = g.b.dtype == ANE_F32 ? 0 : (k * n + 15) / 16 * 16;
-    size_t left = (step * wide + 15) / 16 * 16, image = straight ? 0 : step * ld;
-    float *room = NULL;
-    if (right + left + image) {
-        room = ane_scratch_push((right + left + image) * sizeof(float));
+    widened w = widened_of(&g);
+    size_t n = (size_t)g.n, k = (size_t)g.k, ld = w.ld, step = w.step, right = w.right, left = w.left;
+    float beta = w.beta, *room = NULL;
+    bool straight = w.straight, stopped = false;
+    if (right + left + w.image) {
+        room = ane_scratch_push((right + left + w.image) * sizeof(float));
         if (!room)
             return ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for %zu bytes of operands",
-                            (right + left + image) * sizeof(float));
+                            (right + left + w.image) * sizeof(float));
     }
     side a, b;
     stopped = !see(&g.b, k, n, room, &b);
@@ -231,39 +247,59 @@ static void swap(int64_t *x, int64_t *y) {
     *y = t;
 }
 
+/* Product p of the batch with C in rows. */
+typedef struct one {
+    ane_gemm_args g;
+    ane_epilogue ep;
+    ane_mat res;
+} one;
+
+static void one_of(const ane_gemm_args *args, int64_t p, one *o) {
+    ane_gemm_args *g = &o->g;
+    *g = *args;
+    g->a.data = (char *)g->a.data + p * g->a_batch;
+    g->b.data = (char *)g->b.data + p * g->b_batch;
+    g->c.data = (char *)g->c.data + p * g->c_batch;
+    if (g->epilogue) {
+        o->ep = *g->epilogue;
+        if (o->ep.residual) {
+            o->res = *o->ep.residual;
+            o->res.data = (char *)o->res.data + p * g->r_batch;
+            o->ep.residual = &o->res;
+        }
+        g->epilogue = &o->ep;
+    }
+    if (g->c.cs == size_of(g->c.dtype)) return;
+    /* C in columns: C' = B' A'. */
+    ane_mat t = g->a;
+    g->a = g->b;
+    g->b = t;
+    swap(&g->m, &g->n);
+    swap(&g->a.rs, &g->a.cs);
+    swap(&g->b.rs, &g->b.cs);
+    swap(&g->c.rs, &g->c.cs);
+    if (g->epilogue) {
+        swap(&o->ep.bias_rs, &o->ep.bias_cs);
+        if (o->ep.residual) swap(&o->res.rs, &o->res.cs);
+    }
+}
+
 ane_status ane_blas_gemm(const ane_gemm_args *args, ane_error *err) {
     ane_status st = ANE_OK;
     for (int64_t p = 0; p < args->batch && !st; p++) {
-        ane_gemm_args g = *args;
-        ane_epilogue ep;
-        ane_mat res;
-        g.a.data = (char *)g.a.data + p * g.a_batch;
-        g.b.data = (char *)g.b.data + p * g.b_batch;
-        g.c.data = (char *)g.c.data + p * g.c_batch;
-        if (g.epilogue) {
-            ep = *g.epilogue;
-            if (ep.residual) {
-                res = *ep.residual;
-                res.data = (char *)res.data + p * g.r_batch;
-                ep.residual = &res;
-            }
-            g.epilogue = &ep;
-        }
-        /* C in columns: C' = B' A'. */
-        if (g.c.cs != size_of(g.c.dtype)) {
-            ane_mat t = g.a;
-            g.a = g.b;
-            g.b = t;
-            swap(&g.m, &g.n);
-            swap(&g.a.rs, &g.a.cs);
-            swap(&g.b.rs, &g.b.cs);
-            swap(&g.c.rs, &g.c.cs);
-            if (g.epilogue) {
-                swap(&ep.bias_rs, &ep.bias_cs);
-                if (ep.residual) swap(&res.rs, &res.cs);
-            }
-        }
-        st = run_one(&g, err);
+        one o;
+        one_of(args, p, &o);
+        st = run_one(&o.g, err);
     }
     return st;
+}
+
+void ane_blas_room(const ane_gemm_args *args, ane_room *room) {
+    one o;
+    one_of(args, 0, &o);
+    widened w = widened_of(&o.g);
+    size_t bytes = (w.right + w.left + w.image) * sizeof(float);
+    if (!bytes) return;
+    ane_room_push(room, bytes);         /* the loops push nothing */
+    ane_room_pop(room, bytes);
 }

@@ -12,5 +12,7 @@
  * that it can take. */
 bool ane_blas_takes(const ane_gemm_args *args);
 ane_status ane_blas_gemm(const ane_gemm_args *args, ane_error *err);
+/* States what that takes. */
+void ane_blas_room(const ane_gemm_args *args, struct ane_room *room);
 
 #endif

@@ -116,6 +116,34 @@ static void put(const ane_conv_job *j, int64_t n, size_t channel, int64_t at, si
     j->table->tile(&out, acc, ld, m, cols);
 }
 
+/* The most segments of a block of k. */
+static size_t most_segments(const ane_conv_job *j) {
+    size_t most = 1;
+    for (size_t b = 0; b < j->ks.n && b < 2; b++) {
+        size_t seg, segs, skip, len;
+        ane__conv_block(&j->ks, b, &seg, &segs, &skip, &len);
+        if (segs > most) most = segs;
+    }
+    return most;
+}
+
+static size_t table_bytes(const ane_conv_job *j, size_t n_tiles) {
+    return ane__up(n_tiles * most_segments(j) * j->k->mr * sizeof(float *), ANE_ALIGN);
+}
+
+/* What a task pushes, at most over all of them. */
+static size_t tile_task_bytes(const ane_conv_job *j) {
+    size_t most = 0;
+    for (int64_t p0 = 0; p0 < j->positions; p0 += j->block) {
+        int64_t p1 = ane__least(p0 + j->block, j->positions);
+        tile tiles[BLOCK];
+        size_t bytes = table_bytes(j, make_tiles(j, p0, p1, tiles));
+        if (!j->direct) bytes += (size_t)(p1 - p0) * ane__least_size(j->part, j->panels) * j->k->nr * sizeof(float);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+
 static void run_tiles(void *arg, size_t task) {
     ane_conv_job *j = arg;
     const ane_conv_args *g = j->g;
@@ -128,23 +156,16 @@ static void run_tiles(void *arg, size_t task) {
     int64_t p0 = block * j->block, p1 = ane__least(p0 + j->block, j->positions);
     size_t c0 = part * j->part, c1 = ane__least_size(c0 + j->part, j->panels);
     size_t cols = ane__least_size(c1 * k->nr, j->cout) - c0 * k->nr, ld = (c1 - c0) * k->nr;
-    size_t most = 0;
-    for (size_t b = 0; b < j->ks.n && b < 2; b++) {
-        size_t seg, segs, skip, len;
-        ane__conv_block(&j->ks, b, &seg, &segs, &skip, &len);
-        if (segs > most) most = segs;
-    }
     tile tiles[BLOCK];
-    size_t n_tiles = make_tiles(j, p0, p1, tiles);
-    size_t table_bytes = ane__up(n_tiles * (most ? most : 1) * k->mr * sizeof(float *), ANE_ALIGN);
+    size_t n_tiles = make_tiles(j, p0, p1, tiles), before_acc = table_bytes(j, n_tiles);
     size_t acc_bytes = j->direct ? 0 : (size_t)(p1 - p0) * ld * sizeof(float);
-    char *scratch = ane_scratch_push(table_bytes + acc_bytes);
+    char *scratch = ane_scratch_push(before_acc + acc_bytes);
     if (!scratch) {
         atomic_store(&j->failed, true);
         return;
     }
     const float **table = (const float **)(void *)scratch;
-    float *acc = (float *)(void *)(scratch + table_bytes);
+    float *acc = (float *)(void *)(scratch + before_acc);
     const float *x = j->x.base + n * j->x.sn + group * (int64_t)j->cin;
     size_t channel = (size_t)group * j->cout + c0 * k->nr;
     ane_conv_post post = {.res = NULL};
@@ -203,6 +224,17 @@ static void run_tiles(void *arg, size_t task) {
 
 /* ------------------------------------------------------------------ depthwise */
 
+/* Pointers to taps, then sums where they do not go to y itself: the store reads whole vectors,
+ * up to one past the last row. */
+static size_t row_lists(const ane_conv_job *j) {
+    size_t taps = (size_t)(j->a[0].taps * j->a[1].taps * j->a[2].taps);
+    return ane__up(4 * (taps + 1) * sizeof(float *), ANE_ALIGN);
+}
+static size_t row_task_bytes(const ane_conv_job *j) {
+    size_t sums = ((size_t)(j->a[2].out * j->g->groups) + 64) * sizeof(float);
+    return row_lists(j) + (j->direct ? 0 : sums);
+}
+
 /* One row of outputs. Taps outside the image are left out of the sum. */
 static void run_row(void *arg, size_t task) {
     ane_conv_job *j = arg;
@@ -211,17 +243,14 @@ static void run_row(void *arg, size_t task) {
     const ane_rows *x = &j->x;
     size_t channels = (size_t)g->groups, ldw = ane__up(channels, j->k->vw);
     size_t taps = (size_t)(a[0].taps * a[1].taps * a[2].taps), width = (size_t)a[2].out;
-    size_t lists = ane__up(4 * (taps + 1) * sizeof(float *), ANE_ALIGN);
-    /* The store reads whole vectors, up to one past the last row. */
-    size_t room = j->direct ? 0 : (width * channels + 64) * sizeof(float);
-    char *scratch = ane_scratch_push(lists + room);
+    char *scratch = ane_scratch_push(row_task_bytes(j));
     if (!scratch) {
         atomic_store(&j->failed, true);
         return;
     }
     const float **row = (const float **)(void *)scratch, **row_w = row + taps;
     const float **at = row_w + taps, **at_w = at + taps;
-    float *acc = (float *)(void *)(scratch + lists);
+    float *acc = (float *)(void *)(scratch + row_lists(j));
     int64_t first = (int64_t)task * j->block, end = ane__least(first + j->block, j->blocks);
     for (int64_t r = first; r < end; r++) {
         int64_t h = r % a[1].out, d = r / a[1].out % a[0].out, n = r / a[1].out / a[0].out;
@@ -282,8 +311,8 @@ static void run_row(void *arg, size_t task) {
 static bool plain_act(const ane_conv_act *a) { return a->limits || a->act == ANE_ACT_NONE; }
 
 /* Blocks of positions and parts of panels: enough tasks, and as even a load as possible. */
-static void share_out(ane_conv_job *j, size_t images) {
-    size_t threads = (size_t)ane_num_threads(), positions = (size_t)j->positions;
+static void share_out(ane_conv_job *j, size_t images, size_t threads) {
+    size_t positions = (size_t)j->positions;
     size_t blocks = ane__cut(positions, BLOCK), even = ane__up(blocks, threads);
     if (ane__cut(positions, even) >= BLOCK / 2) blocks = even;
     j->block = (int64_t)ane__cut(positions, blocks);
@@ -306,7 +335,8 @@ static void share_out(ane_conv_job *j, size_t images) {
     }
 }
 
-static ane_status run_phase(ane_conv_job *j, ane_error *err) {
+/* How the phase is divided; its tasks, 0: nothing to do. */
+static size_t plan_phase(ane_conv_job *j, int threads) {
     const ane_conv_args *g = j->g;
     int64_t out[3], rs[3];
     for (int d = 0; d < 3; d++) {
@@ -315,7 +345,7 @@ static ane_status run_phase(ane_conv_job *j, ane_error *err) {
         rs[d] = g->residual ? g->residual->s[d] * j->a[d].step : 0;
     }
     j->positions = out[0] * out[1] * out[2];
-    if (!j->positions) return ANE_OK;
+    if (!j->positions) return 0;
     j->direct = ane__rows_writable(&g->y, g->cout);
     j->run = ane__even_run(out, j->ys);
     if (g->residual) {
@@ -326,34 +356,79 @@ static ane_status run_phase(ane_conv_job *j, ane_error *err) {
         j->whole = true;
     }
     j->whole = j->whole && plain_act(&g->before) && plain_act(&g->after);
-    bool done;
     if (j->depthwise) {
         int64_t rows = g->n * out[0] * out[1];
         int64_t work = out[2] * g->groups * j->a[0].taps * j->a[1].taps * j->a[2].taps;
         j->run = ane__least(j->run, out[2]);
         j->blocks = rows;
         j->block = work ? ROW_TASK / work + 1 : rows;
-        done = ane_parallel_for(ane__cut((size_t)rows, (size_t)j->block), run_row, j);
-    } else {
-        size_t images = (size_t)(g->n * g->groups);
-        share_out(j, images);
-        done = ane_parallel_for(images * (size_t)j->blocks * j->parts, run_tiles, j);
+        return ane__cut((size_t)rows, (size_t)j->block);
     }
-    if (!done) return ane_fail(err, ANE_ERR_CANCELLED, "[conv] cancelled");
+    size_t images = (size_t)(g->n * g->groups);
+    share_out(j, images, (size_t)threads);
+    return images * (size_t)j->blocks * j->parts;
+}
+
+static ane_status run_phase(ane_conv_job *j, ane_error *err) {
+    size_t tasks = plan_phase(j, ane_num_threads());
+    if (tasks && !ane_parallel_for(tasks, j->depthwise ? run_row : run_tiles, j)) return ane_fail(err, ANE_ERR_CANCELLED, "[conv] cancelled");
     if (atomic_load(&j->failed))
         return ane_fail(err, ANE_ERR_NOMEM, "[conv] no memory for a thread's tiles");
     return ANE_OK;
 }
 
-/* x as rows, staged where it has to be. Joined taps run along a row and need its padding;
+/* Whether x lies as rows already, and the padding that a copy of it gets. Joined taps run along a row and need its padding;
  * otherwise a tap outside the image has pointers of its own. */
+static bool is_rows(ane_conv_job *j, int64_t *before, int64_t *after) {
+    const ane_conv_args *g = j->g;
+    for (int i = 0; i < 3; i++) before[i] = after[i] = 0;
+    if (!j->joined) return ane__rows_view(&g->x, g->cin, g->in, &j->x);
+    ane__conv_halo(g, before, after);
+    return false;
+}
+
 static ane_status rows_of(ane_conv_job *j, ane_error *err) {
     const ane_conv_args *g = j->g;
-    int64_t before[3] = {0}, after[3] = {0};
-    if (!j->joined && ane__rows_view(&g->x, g->cin, g->in, &j->x)) return ANE_OK;
-    if (j->joined) ane__conv_halo(g, before, after);
+    int64_t before[3], after[3];
+    if (is_rows(j, before, after)) return ANE_OK;
     return ane__rows_stage(j->table, &g->x, g->n, g->cin, g->in, before, after,
                            j->ints ? &j->bytes : NULL, &j->x, err);
+}
+
+/* The longest segment: as many zeros stand in for the padding. */
+static size_t longest_segment(ane_conv_job *j) {
+    size_t longest = 0;
+    for (int64_t p = 0; p < ane__conv_phases(j->g); p++) {
+        ane__conv_set_phase(j, p);
+        if (j->ks.len > longest) longest = j->ks.len;
+    }
+    return longest;
+}
+
+void ane_conv_room(const ane_conv_args *args, ane_room *room) {
+    ane_conv_job j;
+    if (ane__conv_check(args, NULL) || ane__conv_empty(args)) return;
+    ane__conv_begin(&j, NULL, args);
+    int64_t before[3], after[3];
+    size_t staged = 0, weights = 0, zeros = (longest_segment(&j) + 1) * sizeof(float);
+    bool rows = is_rows(&j, before, after);
+    if (!rows && !ane__rows_stage_bytes(args->n, args->cin, args->in, before, after,
+                                        j.ints ? &j.bytes : NULL, &j.x, &staged))
+        staged = SIZE_MAX;
+    if (!rows) ane_room_push(room, staged);
+    ane_room_push(room, zeros);
+    if (!args->packed) {
+        weights = sizeof(ane_conv_packed) + ane__conv_packed_floats(&j) * sizeof(float);
+        ane_room_push(room, weights);
+    }
+    for (int64_t p = 0; p < ane__conv_phases(args); p++) {
+        ane__conv_set_phase(&j, p);
+        size_t tasks = plan_phase(&j, room->threads);
+        if (tasks) ane_room_loop(room, tasks, j.depthwise ? row_task_bytes(&j) : tile_task_bytes(&j), 0);
+    }
+    if (weights) ane_room_pop(room, weights);
+    ane_room_pop(room, zeros);
+    if (!rows) ane_room_pop(room, staged);
 }
 
 ane_status ane_conv_with(const ane_kernels *table, const ane_conv_args *args, ane_error *err) {
@@ -361,14 +436,10 @@ ane_status ane_conv_with(const ane_kernels *table, const ane_conv_args *args, an
     ane_status st = ane__conv_check(args, err);
     if (st || ane__conv_empty(args)) return st;
     ane__conv_begin(&j, table, args);
-    size_t floats = ane__conv_packed_floats(&j), longest = 0;
+    size_t floats = ane__conv_packed_floats(&j), longest = longest_segment(&j);
     float *zeros = NULL;
     ane_conv_packed *mine = NULL;
     const ane_conv_packed *h = args->packed;
-    for (int64_t p = 0; p < ane__conv_phases(args); p++) {
-        ane__conv_set_phase(&j, p);
-        if (j.ks.len > longest) longest = j.ks.len;
-    }
     st = rows_of(&j, err);
     if (st) return st;
     zeros = ane_scratch_push((longest + 1) * sizeof *zeros);

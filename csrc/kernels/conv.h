@@ -52,6 +52,8 @@ typedef struct ane_conv_args {
 
 /* y must not overlap any operand. */
 ane_status ane_conv(const ane_conv_args *args, ane_error *err);
+/* States what that takes; `packed` tells only whether it will be given. */
+void ane_conv_room(const ane_conv_args *args, struct ane_room *room);
 /* "conv_6x16__avx2", "depthwise__avx2": what would run these args. */
 const char *ane_conv_name(const ane_conv_args *args);
 /* The weights in the kernel's order: bytes, and the packing. */
@@ -74,5 +76,6 @@ typedef struct ane_pool_args {
 
 const char *ane_pool_name(void);
 ane_status ane_pool(const ane_pool_args *args, ane_error *err);
+void ane_pool_room(const ane_pool_args *args, struct ane_room *room);
 
 #endif

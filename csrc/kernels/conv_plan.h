@@ -33,6 +33,10 @@ ane_status ane__rows_stage(const ane_kernels *k, const ane_planes *x, int64_t n,
                            int64_t channels, const int64_t *in, const int64_t *before,
                            const int64_t *after, const ane_bytes *bytes, ane_rows *out,
                            ane_error *err);
+/* Bytes of that copy, and its shape in *out; false: beyond memory. */
+bool ane__rows_stage_bytes(int64_t n, int64_t channels, const int64_t *in, const int64_t *before,
+                           const int64_t *after, const ane_bytes *bytes, ane_rows *out,
+                           size_t *size);
 /* How many positions step evenly in memory, over innermost dims merged while they do. */
 int64_t ane__even_run(const int64_t *out, const int64_t *strides);
 bool ane__rows_writable(const ane_planes *y, int64_t channels);

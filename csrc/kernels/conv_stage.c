@@ -96,30 +96,37 @@ static void stage_row(void *arg, size_t task) {
     memset(row + (left + real) * c, none, (w - left - real) * c * sizeof *row);
 }
 
-ane_status ane__rows_stage(const ane_kernels *k, const ane_planes *x, int64_t n,
-                           int64_t channels, const int64_t *in, const int64_t *before,
+bool ane__rows_stage_bytes(int64_t n, int64_t channels, const int64_t *in, const int64_t *before,
                            const int64_t *after, const ane_bytes *as, ane_rows *out,
-                           ane_error *err) {
+                           size_t *size) {
     int64_t width = as ? (channels + as->lanes - 1) / as->lanes : channels;
     int64_t dims[5] = {n, 0, 0, 0, width};
-    size_t bytes;
     *out = (ane_rows){.sn = 0};
     for (int i = 0; i < 3; i++) {
         dims[i + 1] = out->in[i] = in[i] + before[i] + after[i];
         out->shift[i] = before[i];
     }
-    if (!ane_shape_bytes(5, dims, sizeof(float), &bytes))
+    if (!ane_shape_bytes(5, dims, sizeof(float), size)) return false;
+    out->s[2] = width;
+    out->s[1] = out->s[2] * out->in[2];
+    out->s[0] = out->s[1] * out->in[1];
+    out->sn = out->s[0] * out->in[0];
+    return true;
+}
+
+ane_status ane__rows_stage(const ane_kernels *k, const ane_planes *x, int64_t n,
+                           int64_t channels, const int64_t *in, const int64_t *before,
+                           const int64_t *after, const ane_bytes *as, ane_rows *out,
+                           ane_error *err) {
+    size_t bytes;
+    if (!ane__rows_stage_bytes(n, channels, in, before, after, as, out, &bytes))
         return ane_fail(err, ANE_ERR_NOMEM, "[conv] the padded operand is larger than memory");
     out->owned = ane_scratch_push(bytes);
     if (!out->owned)
         return ane_fail(err, ANE_ERR_NOMEM, "[conv] no memory for %zu bytes of a padded operand",
                         bytes);
     out->base = out->owned;
-    out->s[2] = width;
-    out->s[1] = out->s[2] * out->in[2];
-    out->s[0] = out->s[1] * out->in[1];
-    out->sn = out->s[0] * out->in[0];
-    staging s = {k, x, out, channels, width, in, before, as};
+    staging s = {k, x, out, channels, out->s[2], in, before, as};
     if (ane_parallel_for((size_t)(n * out->in[0] * out->in[1]), stage_row, &s)) return ANE_OK;
     ane_scratch_pop(out->owned);
     return ane_fail(err, ANE_ERR_CANCELLED, "[conv] cancelled");

@@ -161,9 +161,14 @@ static void batch_task(void *arg, size_t p) {
 }
 
 /* Many products, or small ones: one thread each. Few large ones: all threads on each in turn. */
-static bool one_thread_each(const job *j, size_t products) {
-    return ane__gemm_is_small(j) || (products >= (size_t)ane_num_threads() * 2 &&
+static bool one_thread_each(const job *j, size_t products, int threads) {
+    return ane__gemm_is_small(j) || (products >= (size_t)threads * 2 &&
                                      ane__gemm_task_scratch(j) <= SHARED_BYTES / 4);
+}
+
+/* So little that a second thread is not worth waking. */
+static bool few_each(const job *j, size_t products) {
+    return ane__gemm_work(j) < SERIAL_WORK / products;
 }
 
 ane_status ane_gemm_with(const ane_kernels *limit, const ane_gemm_args *args, void *scratch,
@@ -178,9 +183,8 @@ ane_status ane_gemm_with(const ane_kernels *limit, const ane_gemm_args *args, vo
         job j;
         fill(&j, limit, &g);
         size_t n = (size_t)g.batch;
-        if (one_thread_each(&j, n)) {
-            size_t work = ane__gemm_work(&j);
-            if (work < SERIAL_WORK / n) {
+        if (one_thread_each(&j, n, ane_num_threads())) {
+            if (few_each(&j, n)) {
                 for (size_t p = 0; p < n && !st; p++) st = run_product(&x, p, true, NULL, err);
                 return st;
             }
@@ -203,7 +207,6 @@ ane_status ane_gemm(const ane_gemm_args *args, void *scratch, ane_error *err) {
 /* The job that our own kernels do for these arguments, in *j, operands that are packed already
  * with them; how many products it stands for, 0: none. */
 static size_t described(const ane_gemm_args *args, job *j) {
-    if (check(args, NULL) || !args->m || !args->n || !args->batch) return 0;
     ane_gemm_args g = *args;
     merge_batch(&g);
     if (ane_blas_takes(&g)) return 0;
@@ -213,20 +216,31 @@ static size_t described(const ane_gemm_args *args, job *j) {
     return (size_t)g.batch;
 }
 
-size_t ane_gemm_scratch(const ane_gemm_args *args) {
-    job j;
-    return described(args, &j) ? ane__gemm_scratch(&j) : 0;
+static bool is_empty(const ane_gemm_args *args) {
+    return check(args, NULL) || !args->m || !args->n || !args->batch;
 }
 
-size_t ane_gemm_panels(const ane_gemm_args *args) {
+size_t ane_gemm_scratch(const ane_gemm_args *args) {
     job j;
-    size_t products = described(args, &j), threads = (size_t)ane_num_threads();
-    if (!products) return 0;
+    return !is_empty(args) && described(args, &j) ? ane__gemm_scratch(&j) : 0;
+}
+
+void ane_gemm_room(const ane_gemm_args *args, ane_room *room) {
+    job j;
+    if (is_empty(args)) return;
+    size_t products = described(args, &j);
+    if (!products) {
+        ane_gemm_args g = *args;
+        merge_batch(&g);
+        ane_blas_room(&g, room);
+        return;
+    }
     job bare = j;                       /* a batch is divided before packed operands are looked at */
     bare.pa.data = bare.pb.data = NULL;
-    return products > 1 && one_thread_each(&bare, products)
-               ? threads * ane__gemm_task_scratch(&bare)
-               : ane__gemm_most(&j, threads);
+    if (products > 1 && one_thread_each(&bare, products, room->threads))
+        ane_room_loop(room, few_each(&bare, products) ? 1 : products, ane__gemm_alone_bytes(&j), 0);
+    else
+        ane__gemm_room(&j, room);
 }
 
 const char *ane_gemm_name(const ane_gemm_args *args) {

@@ -11,6 +11,8 @@
 
 #include "../base/status.h"
 
+struct ane_room;                        /* base/sync.h */
+
 typedef enum ane_precision {
     ANE_PRECISION_HIGHEST, ANE_PRECISION_HIGH, ANE_PRECISION_MEDIUM
 } ane_precision;
@@ -50,10 +52,9 @@ typedef struct ane_gemm_args {
 
 /* Bytes of scratch that a run of these args needs (shape only). */
 size_t ane_gemm_scratch(const ane_gemm_args *args);
-/* Bytes that all threads together fill with panels and sums, at most, for a call without scratch
- * on as many threads as there are now. packed_a and packed_b tell only whether they will be
- * given. 0 where a BLAS takes it. */
-size_t ane_gemm_panels(const ane_gemm_args *args);
+/* States what a call without scratch takes. packed_a and packed_b tell only whether they will be
+ * given; of addresses only which of them are the same counts. */
+void ane_gemm_room(const ane_gemm_args *args, struct ane_room *room);
 /* scratch: 64-byte aligned, or NULL (allocated for the call). C must not overlap A or B. */
 ane_status ane_gemm(const ane_gemm_args *args, void *scratch, ane_error *err);
 /* "f32_12x32__avx512", for reports: what would run these args. */

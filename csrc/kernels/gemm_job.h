@@ -95,9 +95,11 @@ size_t ane__gemm_work(const job *j);            /* multiplications; SIZE_MAX: to
 size_t ane__gemm_task_scratch(const job *j);
 /* What ane__gemm_run takes as `given`, at most, for any number of threads. */
 size_t ane__gemm_scratch(const job *j);
-/* What all threads push and keep, at most. pa, pb: set where they will be packed before. */
-size_t ane__gemm_most(const job *j, size_t threads);
 /* alone: on this thread only. given: scratch, or NULL. */
 ane_status ane__gemm_run(job *j, bool alone, void *given, ane_error *err);
+/* States what that takes without `given`. pa, pb: set where they will be packed before. */
+void ane__gemm_room(const job *j, struct ane_room *room);
+/* Bytes that one task pushes which runs the whole product alone. */
+size_t ane__gemm_alone_bytes(const job *j);
 
 #endif

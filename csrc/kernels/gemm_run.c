@@ -282,22 +282,29 @@ static ane_status run_gemv(const job *j, ane_error *err) {
 
 static ane_status run_whole(job *j, void *given, ane_error *err);
 
-/* Cuts the shared operand's dimension so that its packed form is bounded. */
+/* The product with the shared operand's dimension cut: what begins at i. */
+static void cut_job(const job *j, bool share_a, size_t step, size_t i, job *part) {
+    *part = (job){.table = j->table, .e = j->e, .precision = j->precision, .m = j->m, .n = j->n,
+                  .k = j->k, .a = j->a, .b = j->b, .c = j->c, .r = j->r, .ep = j->ep,
+                  .pa = j->pa, .pb = j->pb};
+    size_t total = share_a ? j->m : j->n;
+    size_t size = min_size(step, total - i), r = share_a ? i : 0, c = share_a ? 0 : i;
+    if (share_a) part->m = size, part->a.data = (char *)at(&j->a, i, 0);
+    else part->n = size, part->b.data = (char *)at(&j->b, 0, i);
+    part->c.data = (char *)at(&j->c, r, c);
+    if (j->r.data) part->r.data = (char *)at(&j->r, r, c);
+    if (j->ep.bias)
+        part->ep.bias = (const char *)j->ep.bias + (int64_t)r * j->ep.bias_rs +
+                        (int64_t)c * j->ep.bias_cs;
+    ane__gemm_panels(part);
+}
+
+/* Cuts it so that the packed form is bounded. */
 static ane_status run_cut(job *j, bool share_a, size_t step, void *given, ane_error *err) {
     size_t total = share_a ? j->m : j->n;
     for (size_t i = 0; i < total; i += step) {
-        job part = {.table = j->table, .e = j->e, .precision = j->precision, .m = j->m,
-                    .n = j->n, .k = j->k, .a = j->a, .b = j->b, .c = j->c, .r = j->r,
-                    .ep = j->ep, .pa = j->pa, .pb = j->pb};
-        size_t size = min_size(step, total - i), r = share_a ? i : 0, c = share_a ? 0 : i;
-        if (share_a) part.m = size, part.a.data = (char *)at(&j->a, i, 0);
-        else part.n = size, part.b.data = (char *)at(&j->b, 0, i);
-        part.c.data = (char *)at(&j->c, r, c);
-        if (j->r.data) part.r.data = (char *)at(&j->r, r, c);
-        if (j->ep.bias)
-            part.ep.bias = (const char *)j->ep.bias + (int64_t)r * j->ep.bias_rs +
-                           (int64_t)c * j->ep.bias_cs;
-        ane__gemm_panels(&part);
+        job part;
+        cut_job(j, share_a, step, i, &part);
         ane_status st = run_whole(&part, given, err);
         if (st) return st;
     }
@@ -309,12 +316,17 @@ static bool shares_a(const job *j) {
     return j->pb.data || (!j->pa.data && j->m < j->n);
 }
 
-/* Blocks of C over the threads; operands are packed or packed by the tasks. */
-static bool run_tasks(job *j, bool by_rows) {
-    size_t count = by_rows ? j->ap.count : j->bp.count, threads = (size_t)ane_num_threads();
+/* Blocks of C over the threads. */
+static size_t tasks_of(const job *j, bool by_rows, size_t threads) {
+    size_t count = by_rows ? j->ap.count : j->bp.count;
     size_t most = cut(BLOCK_ROWS, by_rows ? j->e->mr : j->e->nr);
     size_t n = up(cut(count, most), threads), least = threads * TASKS_PER_THREAD;
-    n = min_size(n < least ? least : n, count);
+    return min_size(n < least ? least : n, count);
+}
+
+/* Operands are packed or packed by the tasks. */
+static bool run_tasks(job *j, bool by_rows) {
+    size_t n = tasks_of(j, by_rows, (size_t)ane_num_threads());
     j->tasks_m = by_rows ? n : 1;
     j->tasks_n = by_rows ? 1 : n;
     return ane_parallel_for(n, run_task, j);
@@ -331,50 +343,66 @@ static size_t part_of(const job *j, bool share_a) {
     return block > PART_BYTES ? 1 : PART_BYTES / block;
 }
 
+/* How a product that is not packed whole goes about it. */
+typedef struct way {
+    bool share_a, each;         /* which operand is for all; each thread packs it for itself */
+    size_t step;                /* > 0: the product is cut into pieces of that size */
+    size_t part;                /* blocks of k at a time */
+    size_t bytes, image;        /* the shared operand's panels, C between parts */
+} way;
+
+static way way_of(const job *j, size_t threads) {
+    way w = {.share_a = shares_a(j)};
+    const panels *x = w.share_a ? &j->ap : &j->bp;
+    w.bytes = panels_bytes(x);
+    w.part = part_of(j, w.share_a);
+    if (w.part) {
+        w.bytes = up(w.part * x->count * panel_bytes(x, 0), ANE_ALIGN);
+        w.image = j->ap.count * j->e->mr * j->bp.count * j->e->nr * sizeof(float);
+    } else {
+        w.part = x->ks.n;
+        size_t fit = w.bytes > SHARED_BYTES ? SHARED_BYTES / (w.bytes / x->count) : x->count;
+        size_t parts = w.bytes > SHARED_BYTES ? cut(x->count, fit < 16 ? 16 : fit) : 1;
+        if (parts > 1) w.step = cut(x->count, parts) * x->width;
+    }
+    w.each = threads <= WORKERS && (w.share_a ? j->bp.count : j->ap.count) >= threads * 2;
+    return w;
+}
+
 static ane_status run_whole(job *j, void *given, ane_error *err) {
-    bool share_a = shares_a(j), stopped = false;
+    size_t threads = (size_t)ane_num_threads();
+    bool stopped = false;
     if (j->pa.data && j->pb.data) {
         stopped = !run_tasks(j, j->ap.count >= j->bp.count);
         goto end;
     }
-    const panels *x = share_a ? &j->ap : &j->bp;
-    size_t part = part_of(j, share_a), bytes = panels_bytes(x), image = 0;
-    if (part) {
-        bytes = up(part * x->count * panel_bytes(x, 0), ANE_ALIGN);
-        image = j->ap.count * j->e->mr * j->bp.count * j->e->nr * sizeof(float);
-    } else {
-        part = x->ks.n;
-        size_t fit = SHARED_BYTES / (bytes / x->count);
-        size_t parts = bytes > SHARED_BYTES ? cut(x->count, fit < 16 ? 16 : fit) : 1;
-        if (parts > 1)
-            return run_cut(j, share_a, cut(x->count, parts) * x->width, given, err);
-    }
-    size_t threads = (size_t)ane_num_threads(), rows = share_a ? j->bp.count : j->ap.count;
-    bool each = threads <= WORKERS && rows >= threads * 2;
+    way w = way_of(j, threads);
+    const panels *x = w.share_a ? &j->ap : &j->bp;
+    if (w.step) return run_cut(j, w.share_a, w.step, given, err);
     void *mine = NULL;
     char *shared = given;
-    size_t all = each ? 0 : bytes;
-    if (!shared && all + image && !(shared = mine = ane_scratch_push(all + image)))
+    size_t all = w.each ? 0 : w.bytes;
+    if (!shared && all + w.image && !(shared = mine = ane_scratch_push(all + w.image)))
         return ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for %zu bytes of panels",
-                        all + image);
-    if (image) j->image = (float *)(void *)(shared + all);
-    j->each_a = share_a;
-    j->each_bytes = bytes;
-    for (j->p0 = 0; j->p0 < x->ks.n && !stopped; j->p0 += part) {
-        j->p1 = min_size(j->p0 + part, x->ks.n);
-        ready *whole = share_a ? &j->pa : &j->pb;
+                        all + w.image);
+    if (w.image) j->image = (float *)(void *)(shared + all);
+    j->each_a = w.share_a;
+    j->each_bytes = w.bytes;
+    for (j->p0 = 0; j->p0 < x->ks.n && !stopped; j->p0 += w.part) {
+        j->p1 = min_size(j->p0 + w.part, x->ks.n);
+        ready *whole = w.share_a ? &j->pa : &j->pb;
         *whole = (ready){0};
-        if (each) {
+        if (w.each) {
             j->workers = threads;
             memset(j->each, 0, sizeof j->each);
         } else {
-            if (!ane__gemm_pack_all(j, share_a, shared)) {
+            if (!ane__gemm_pack_all(j, w.share_a, shared)) {
                 stopped = true;
                 break;
             }
             *whole = (ready){shared, panel_offset(x, j->p0, 0)};
         }
-        stopped = !run_tasks(j, !share_a);
+        stopped = !run_tasks(j, !w.share_a);
     }
     ane_scratch_pop(mine);
 end:
@@ -382,6 +410,40 @@ end:
     if (atomic_load(&j->failed))
         return ane_fail(err, ANE_ERR_NOMEM, "[gemm] no memory for a thread's panels");
     return ANE_OK;
+}
+
+/* As run_tasks; a, b: as its tasks find them. kept: of each thread. */
+static void tasks_room(const job *j, ready a, ready b, bool by_rows, size_t kept, ane_room *room) {
+    size_t n = tasks_of(j, by_rows, (size_t)room->threads);
+    size_t rows = by_rows ? cut(j->ap.count, n) : j->ap.count;
+    size_t cols = by_rows ? j->bp.count : cut(j->bp.count, n);
+    ane_room_loop(room, n, block_scratch(j, a, b, rows, cols), kept);
+}
+
+static void whole_room(const job *j, ane_room *room) {
+    if (j->pa.data && j->pb.data) {
+        tasks_room(j, j->pa, j->pb, j->ap.count >= j->bp.count, 0, room);
+        return;
+    }
+    way w = way_of(j, (size_t)room->threads);
+    if (w.step) {
+        size_t total = w.share_a ? j->m : j->n;
+        for (size_t i = 0; i < total; i += w.step) {
+            job part;
+            cut_job(j, w.share_a, w.step, i, &part);
+            if (!i || total - i < w.step) whole_room(&part, room);      /* all others are equal */
+        }
+        return;
+    }
+    job with = *j;
+    static float image;                 /* only whether there is one */
+    if (w.image) with.image = &image;
+    size_t all = (w.each ? 0 : w.bytes) + w.image;
+    if (all) ane_room_push(room, all);
+    ready a = j->pa, b = j->pb;
+    (w.share_a ? &a : &b)->data = "";   /* packed, as the tasks see it */
+    tasks_room(&with, a, b, !w.share_a, w.each ? w.bytes : 0, room);
+    if (all) ane_room_pop(room, all);
 }
 
 /* All on this thread, both operands packed by the one task. */
@@ -428,17 +490,17 @@ size_t ane__gemm_scratch(const job *j) {
     return least > SHARED_BYTES ? least : SHARED_BYTES;
 }
 
-size_t ane__gemm_most(const job *j, size_t threads) {
-    bool bare = !j->pa.data && !j->pb.data, share_a = shares_a(j), by_rows = !share_a;
-    if (ane__gemm_is_vector(j)) return j->k * sizeof(float);
-    if (bare && ane__gemm_is_small(j)) return ane__gemm_task_scratch(j);
-    size_t shared = ane__gemm_scratch(j), rows = j->ap.count, cols = j->bp.count;
-    ready a = j->pa, b = j->pb;
-    if (a.data && b.data) by_rows = rows >= cols;
-    else (share_a ? &a : &b)->data = "";            /* packed, as the tasks see it */
-    if (by_rows) rows = min_size(rows, cut(BLOCK_ROWS, j->e->mr));
-    else cols = min_size(cols, cut(BLOCK_ROWS, j->e->nr));
-    /* A few threads pack the shared operand each for itself. */
-    return shared * (threads <= WORKERS ? threads : 1) +
-           threads * block_scratch(j, a, b, rows, cols);
+size_t ane__gemm_alone_bytes(const job *j) {
+    return ane__gemm_is_vector(j) ? j->k * sizeof(float) : ane__gemm_task_scratch(j);
+}
+
+void ane__gemm_room(const job *j, ane_room *room) {
+    if (!j->m || !j->n) return;
+    if (!ane__gemm_is_vector(j) && (j->pa.data || j->pb.data || !ane__gemm_is_small(j))) {
+        whole_room(j, room);
+        return;
+    }
+    size_t bytes = ane__gemm_alone_bytes(j);
+    ane_room_push(room, bytes);         /* the vector's columns push nothing */
+    ane_room_pop(room, bytes);
 }

@@ -55,15 +55,22 @@ static void pool_row(job *j, int64_t r, const float **taps, float *acc) {
     j->table->tile(&out, acc, channels, (size_t)g->out[2], channels);
 }
 
-static void pool_task(void *arg, size_t task) {
-    job *j = arg;
-    const ane_pool_args *g = j->g;
+static size_t list_bytes(const ane_pool_args *g) {
     size_t list = (size_t)(least(g->kernel[0], g->in[0]) * least(g->kernel[1], g->in[1]) *
                            least(g->kernel[2], g->in[2]));
-    list = (list * sizeof(float *) + ANE_ALIGN) & ~(size_t)(ANE_ALIGN - 1);
-    /* The store reads whole vectors of a row, up to a vector past the last. */
-    size_t row = j->direct ? 0 : (size_t)(g->out[2] * g->channels + 64) * sizeof(float);
-    char *scratch = ane_scratch_push(list + row);
+    return (list * sizeof(float *) + ANE_ALIGN) & ~(size_t)(ANE_ALIGN - 1);
+}
+
+/* The store reads whole vectors of a row, up to a vector past the last. */
+static size_t task_bytes(const job *j) {
+    const ane_pool_args *g = j->g;
+    return list_bytes(g) + (j->direct ? 0 : (size_t)(g->out[2] * g->channels + 64) * sizeof(float));
+}
+
+static void pool_task(void *arg, size_t task) {
+    job *j = arg;
+    size_t list = list_bytes(j->g);
+    char *scratch = ane_scratch_push(task_bytes(j));
     if (!scratch) {
         atomic_store(&j->failed, true);
         return;
@@ -74,22 +81,46 @@ static void pool_task(void *arg, size_t task) {
     ane_scratch_pop(scratch);
 }
 
-ane_status ane_pool_with(const ane_kernels *table, const ane_pool_args *g, ane_error *err) {
-    static const int64_t none[3] = {0};
+static const int64_t none[3] = {0};
+
+static bool is_empty(const ane_pool_args *g) {
+    return !g->n || !g->channels || !g->out[0] || !g->out[1] || !g->out[2];
+}
+
+/* Rows of a task; the tasks. */
+static size_t divide(job *j) {
+    const ane_pool_args *g = j->g;
+    j->direct = ane__rows_writable(&g->y, g->channels);
+    j->rows = g->n * g->out[0] * g->out[1];
+    int64_t work = g->out[2] * g->channels;
+    for (int d = 0; d < 3; d++) work *= least(g->kernel[d], g->in[d]);
+    j->per = work ? TASK / work + 1 : j->rows;
+    return (size_t)((j->rows - 1) / j->per + 1);
+}
+
+void ane_pool_room(const ane_pool_args *g, ane_room *room) {
     job j = {.g = g};
-    if (!g->n || !g->channels || !g->out[0] || !g->out[1] || !g->out[2]) return ANE_OK;
+    if (is_empty(g)) return;
+    size_t staged = 0;
+    bool rows = ane__rows_view(&g->x, g->channels, g->in, &j.x);
+    if (!rows && !ane__rows_stage_bytes(g->n, g->channels, g->in, none, none, NULL, &j.x, &staged))
+        staged = SIZE_MAX;
+    if (!rows) ane_room_push(room, staged);
+    size_t tasks = divide(&j);
+    ane_room_loop(room, tasks, task_bytes(&j), 0);
+    if (!rows) ane_room_pop(room, staged);
+}
+
+ane_status ane_pool_with(const ane_kernels *table, const ane_pool_args *g, ane_error *err) {
+    job j = {.g = g};
+    if (is_empty(g)) return ANE_OK;
     j.table = table && table->vec ? table : ane_kernels_get();
     if (!ane__rows_view(&g->x, g->channels, g->in, &j.x)) {
         ane_status st = ane__rows_stage(j.table, &g->x, g->n, g->channels, g->in, none, none,
                                         NULL, &j.x, err);
         if (st) return st;
     }
-    j.direct = ane__rows_writable(&g->y, g->channels);
-    j.rows = g->n * g->out[0] * g->out[1];
-    int64_t work = g->out[2] * g->channels;
-    for (int d = 0; d < 3; d++) work *= least(g->kernel[d], g->in[d]);
-    j.per = work ? TASK / work + 1 : j.rows;
-    bool done = ane_parallel_for((size_t)((j.rows - 1) / j.per + 1), pool_task, &j);
+    bool done = ane_parallel_for(divide(&j), pool_task, &j);
     ane_scratch_pop(j.x.owned);
     if (!done) return ane_fail(err, ANE_ERR_CANCELLED, "[pool] cancelled");
     if (atomic_load(&j.failed)) return ane_fail(err, ANE_ERR_NOMEM, "[pool] out of memory");

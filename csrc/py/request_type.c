@@ -230,8 +230,9 @@ static PyMethodDef request_methods[] = {
                "the last profiled run; 0 is the one that called. At most 16,384 intervals.")},
     {"memory", request_memory, METH_NOARGS,
      PyDoc_STR("memory() -> dict\n\nBytes of inputs, outputs, constants, packed weights, "
-               "scratch, panels of products and reference evaluation, their total, and what scratch would be without "
-               "reuse (values).")},
+               "scratch, threads' blocks, reference evaluation and rounding to whole pages, their total, "
+               "and what scratch would be without reuse (values). Outputs that the last run made and "
+               "what evaluation held are in it.")},
     {NULL, NULL, 0, NULL},
 };
 

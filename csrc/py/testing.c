@@ -57,15 +57,42 @@ static PyObject *py_variables(PyObject *self, PyObject *unused) {
     return list;
 }
 
-static PyObject *py_scratch_held(PyObject *self, PyObject *unused) {
+static PyObject *py_scratch_used(PyObject *self, PyObject *unused) {
     (void)self;
     (void)unused;
-    return PyLong_FromSize_t(ANE_INTERNAL(ane_scratch_held)());
+    return PyLong_FromSize_t(ANE_INTERNAL(ane_scratch_used)());
+}
+
+static PyObject *py_mem_watch(PyObject *self, PyObject *on) {
+    (void)self;
+    int yes = PyObject_IsTrue(on);
+    if (yes < 0) return NULL;
+    ANE_INTERNAL(ane_mem_watch)(yes != 0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_mem_watched(PyObject *self, PyObject *unused) {
+    ane_mem_watched w;
+    (void)self;
+    (void)unused;
+    ANE_INTERNAL(ane_mem_watch_read)(&w);
+    if (w.all)
+        return Py_BuildValue("((nnn)(nnn))", (Py_ssize_t)w.now[0], (Py_ssize_t)w.most[0],
+                             (Py_ssize_t)w.blocks[0], (Py_ssize_t)w.now[1],
+                             (Py_ssize_t)w.most[1], (Py_ssize_t)w.blocks[1]);
+    PyErr_SetString(PyExc_RuntimeError, "too many blocks to watch");
+    return NULL;
 }
 
 static PyMethodDef methods[] = {
-    {"scratch_held", py_scratch_held, METH_NOARGS,
-     PyDoc_STR("scratch_held() -> int\n\nBytes that this thread's blocks of kernels hold.")},
+    {"scratch_used", py_scratch_used, METH_NOARGS,
+     PyDoc_STR("scratch_used() -> int\n\nThe most bytes that this thread's blocks of kernels were "
+               "asked to hold at once.")},
+    {"mem_watch", py_mem_watch, METH_O,
+     PyDoc_STR("mem_watch(on)\n\nFollows every block that the library allocates from now on.")},
+    {"mem_watched", py_mem_watched, METH_NOARGS,
+     PyDoc_STR("mem_watched() -> ((now, most, blocks), (now, most, blocks))\n\nBytes of aligned "
+               "blocks and of others since mem_watch(True), and the most blocks at once.")},
     {"switches", py_switches, METH_NOARGS,
      PyDoc_STR("switches() -> [(variable, value), ...]\n\nEach turns one optimisation off.")},
     {"variables", py_variables, METH_NOARGS,

@@ -8,6 +8,7 @@
 #ifndef ANE_CPU_H
 #define ANE_CPU_H
 
+#include "../../base/mem.h"
 #include "../../base/sync.h"
 #include "../../ir/ops.h"
 #include "../backend.h"
@@ -67,8 +68,9 @@ typedef ane_status ane_prepare_fn(const ane_exec *ex, const ane_step *s, ane_err
 struct ane_step {
     ane_step_fn *fn;
     ane_prepare_fn *prepare;            /* NULL: nothing to prepare */
-    size_t (*panels)(const ane_step *s);        /* what its threads fill as they go, at most
-                                           and on as many as there are now; NULL: not known */
+    void (*room)(const ane_exec *ex, const ane_step *s, ane_room *room);    /* states what fn
+                                           takes of its threads' blocks; of addresses only
+                                           which are the same counts. NULL: nothing */
     const ane_op *op;                   /* the (last) op it computes; NULL: a copy */
     const char *const *values;          /* results of all ops it computes, for reports */
     int n_values;
@@ -98,10 +100,13 @@ struct ane_plan {
     ane_step *steps;
     size_t scratch, values;             /* block bytes; the same without reuse */
     bool prepack;
+    size_t limit;                       /* of memory; 0: none */
+    _Atomic size_t reference;           /* the most that evaluation held in a run so far */
     ane_packed *packed;
     int n_rts;                          /* island slots */
     int n_held, cap_held;               /* prebuilt constants of islands */
     ane_rt **held;
+    bool evaluates;                     /* some step is the reference evaluator's */
     bool walk;                          /* blocks, states: the whole function at once */
     unsigned target;                    /* chips whose arithmetic it imitates; 0: none */
 };
@@ -171,7 +176,8 @@ void ane_view_channels_last(ane_view *v);
 
 /* ---------------------------------------------------------------- packed.c */
 
-/* Whoever comes first packs; others meanwhile run from the operand itself. */
+/* Whoever comes first packs, and others wait: to run from the operand itself would take more
+ * memory than was stated. */
 typedef ane_status ane_pack_once_fn(const void *args, void *dst, ane_error *err);
 ane_status ane_packed_make(ane_packed *k, ane_pack_once_fn *pack, const void *args,
                            ane_error *err);
@@ -211,12 +217,19 @@ void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info);
 
 /* ---------------------------------------------------------------- memory.c */
 
-/* What a run of the plan needs, packed weights included whether they exist yet or not. */
-void ane_plan_memory(const ane_plan *p, ane_memory_info *info);
-void ane_plan_buffers(const ane_plan *p,
+/* What a run of the plan takes of threads' blocks on that many threads; *sizes is the room's
+ * memory: made here, or made larger. */
+ane_status ane_plan_room(const ane_plan *p, int threads, size_t **sizes, ane_room *room,
+                         ane_error *err);
+/* What such a run needs, packed weights included whether they exist yet or not. */
+void ane_plan_memory(const ane_plan *p, const ane_room *room, ane_memory_info *info);
+void ane_plan_buffers(const ane_plan *p, const ane_room *room,
                       void (*each)(void *arg, const ane_buffer_info *buffer), void *arg);
-/* NOMEM when that is more than the limit (0: none). */
-ane_status ane_plan_check_limit(const ane_plan *p, size_t limit, ane_error *err);
+/* NOMEM when that is more than the plan's limit. */
+ane_status ane_plan_check_limit(const ane_plan *p, const ane_room *room, const char *where,
+                                ane_error *err);
+/* Bytes in front of a scratch block's first value. */
+#define ANE_BLOCK_HEAD ((size_t)ANE_ALIGN)
 
 /* ---------------------------------------------------------------- shared small things */
 

@@ -87,9 +87,7 @@ static ane_status bind(void *exe, const ane_tensor *inputs, ane_tensor *outputs,
                        void **binding, ane_error *err) {
     ane_plan *p = NULL;
     ane_cpu_binding *b = NULL;
-    const cpu_exe *e = exe;
     ane_status st = plan_for(exe, inputs, outputs, &p, err);
-    if (!st) st = ane_plan_check_limit(p, e->opts.memory_limit, err);
     if (!st) st = ane_cpu_bind(p, inputs, outputs, &b, err);
     ane_plan_release(p);
     if (!st) *binding = b;
@@ -137,14 +135,17 @@ static ane_status plan_memory(void *exe, const ane_tensor *inputs, const ane_ten
                               bool limited, ane_memory_info *info,
                               void (*each)(void *arg, const ane_buffer_info *buffer),
                               void *arg, ane_error *err) {
-    const cpu_exe *e = exe;
     ane_plan *p = NULL;
+    ane_room room;
+    size_t *sizes = NULL;
     ane_status st = plan_for(exe, inputs, outputs, &p, err);
-    if (!st && limited) st = ane_plan_check_limit(p, e->opts.memory_limit, err);
+    if (!st) st = ane_plan_room(p, ane_num_threads(), &sizes, &room, err);
+    if (!st && limited) st = ane_plan_check_limit(p, &room, "bind", err);
     if (!st) {
-        ane_plan_memory(p, info);
-        if (each) ane_plan_buffers(p, each, arg);
+        ane_plan_memory(p, &room, info);
+        if (each) ane_plan_buffers(p, &room, each, arg);
     }
+    ane_free(sizes);
     ane_plan_release(p);
     return st;
 }

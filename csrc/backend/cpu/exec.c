@@ -3,6 +3,7 @@
  * kernel can run in several threads at once. */
 #include "cpu.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* ---------------------------------------------------------------- scratch blocks */
@@ -12,7 +13,8 @@ typedef struct block {
     size_t bytes;
 } block;
 
-#define HEAD ((sizeof(block) + ANE_ALIGN - 1) & ~(size_t)(ANE_ALIGN - 1))
+#define HEAD ANE_BLOCK_HEAD
+_Static_assert(sizeof(block) <= HEAD, "a block begins with its head");
 
 static ane_mutex pool_lock = ANE_MUTEX_INIT;
 static block *pool;                     /* ascending by size */
@@ -63,6 +65,8 @@ struct ane_cpu_binding {
     ane_plan *plan;
     ane_exec ex;
     block *bound;                       /* whose addresses ex.base holds now */
+    ane_room room;                      /* what a run takes of threads' blocks */
+    size_t *sizes;                      /* the room's */
     uint64_t runs;
     double *begin, *seconds;            /* per step, of the last profiled run */
     int64_t began;                      /* when that run did */
@@ -78,6 +82,14 @@ void ane_cpu_rebind(ane_cpu_binding *b, const ane_tensor *inputs, const ane_tens
         if (f->kind == ANE_BUF_OUTPUT && outputs[f->index].surface)
             b->ex.base[i] = ane_tensor_data(&outputs[f->index]);
     }
+}
+
+/* The room for that many threads, within the limit. */
+static ane_status make_room(ane_cpu_binding *b, int threads, const char *where, ane_error *err) {
+    ane_status st = ane_plan_room(b->plan, threads, &b->sizes, &b->room, err);
+    if (!st) st = ane_plan_check_limit(b->plan, &b->room, where, err);
+    if (st) b->room.threads = 0;        /* and again at the next run */
+    return st;
 }
 
 ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *outputs,
@@ -107,7 +119,7 @@ ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *ou
     for (int i = 0; i < plan->n_bufs; i++)
         if (plan->bufs[i].kind == ANE_BUF_CONST)
             b->ex.base[i] = (char *)(uintptr_t)plan->bufs[i].data;
-    ane_status st = ANE_OK;
+    ane_status st = make_room(b, ane_num_threads(), "bind", err);
     for (int i = 0; i < plan->n_steps && plan->prepack && !st; i++)
         if (plan->steps[i].prepare) st = plan->steps[i].prepare(&b->ex, &plan->steps[i], err);
     if (st) {
@@ -126,6 +138,7 @@ void ane_cpu_unbind(ane_cpu_binding *b) {
     ane_free(b->begin);
     ane_free(b->seconds);
     ane_free(b->log);
+    ane_free(b->sizes);
     ane_free(b);
 }
 
@@ -156,16 +169,62 @@ static ane_status run_profiled(ane_cpu_binding *b, ane_error *err) {
     return st;
 }
 
+/* Bytes of results that the run made. */
+static size_t made_bytes(const ane_cpu_binding *b) {
+    size_t n = 0;
+    for (int i = 0; i < b->plan->n_out; i++) {
+        const ane_tensor *t = &b->ex.outputs[i];
+        if (b->plan->key[b->plan->n_in + i].rank < 0 && t->surface)
+            n += (size_t)ane_tensor_count(t) * ane_dtype_size(t->dtype);
+    }
+    return n;
+}
+
+/* What evaluation may hold: what the limit leaves of everything else. */
+static ane_eval_budget budget_of(const ane_cpu_binding *b) {
+    ane_eval_budget budget = {.limit = SIZE_MAX};
+    ane_memory_info m;
+    if (!b->plan->limit) return budget;
+    ane_plan_memory(b->plan, &b->room, &m);
+    budget.limit = b->plan->limit - (m.total - m.reference);
+    return budget;
+}
+
+/* Ends a run of evaluation; an allocation that the limit refused says so. */
+static ane_status close_budget(ane_cpu_binding *b, const ane_eval_budget *budget, ane_status st,
+                               ane_error *err) {
+    ane_plan *p = b->plan;
+    size_t most = atomic_load(&p->reference), made = made_bytes(b);
+    size_t held = budget->most > made ? budget->most - made : 0;
+    while (held > most && !atomic_compare_exchange_weak(&p->reference, &most, held)) {}
+    if (st != ANE_ERR_NOMEM || !budget->refused) return st;
+    char before[sizeof err->message / 2];
+    (void)snprintf(before, sizeof before, "%.*s", (int)sizeof before - 1, err->message);
+    return ane_fail(err, st, "%s: %zu bytes of values whose size only the run knows, with %zu that "
+                    "evaluation of %s holds and %zu of everything else, pass the memory limit of "
+                    "%zu: use smaller shapes, or raise memory_limit or ANETORCH_MEMORY_LIMIT",
+                    before, budget->refused, budget->held, p->fn->name, p->limit - budget->limit,
+                    p->limit);
+}
+
 ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool profile,
                        ane_error *err) {
     const ane_plan *p = b->plan;
     ane_exec *ex = &b->ex;
     block *scratch = NULL;
+    int threads = ane_num_threads();
+    ane_status st = threads == b->room.threads ? ANE_OK : make_room(b, threads, "run", err);
+    if (st) return st;
+    if (!ane_room_enter(&b->room))
+        return ane_fail(err, ANE_ERR_NOMEM, "[run] out of memory for %zu bytes of this thread's "
+                        "blocks", b->room.stack[0] + b->room.kept[0]);
     if (p->scratch) {
         scratch = take_block(p->scratch);
-        if (!scratch)
+        if (!scratch) {
+            ane_room_leave();
             return ane_fail(err, ANE_ERR_NOMEM, "[run] out of memory for %zu bytes of scratch",
                             p->scratch);
+        }
         if (scratch != b->bound) {
             char *base = (char *)scratch + HEAD;
             for (int i = 0; i < p->n_bufs; i++)
@@ -176,7 +235,12 @@ ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool pro
     ex->opts = opts;
     /* Ops without a seed differ from run to run, and repeat from process to process. */
     ex->rng = ++b->runs * 0x9e3779b97f4a7c15u;
-    ane_status st = profile ? run_profiled(b, err) : ANE_OK;
+    ane_eval_budget budget, *before = NULL;
+    if (p->evaluates) {
+        budget = budget_of(b);
+        before = ane_eval_budget_swap(&budget);
+    }
+    if (profile) st = run_profiled(b, err);
     for (int i = 0; i < p->n_steps && !profile; i++) {
         const ane_step *s = &p->steps[i];
         if (i && (st = ane_run_check(err))) break;
@@ -186,7 +250,12 @@ ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool pro
         ane_rt_release(ex->rts[i]);
         ex->rts[i] = NULL;
     }
+    if (p->evaluates) {
+        (void)ane_eval_budget_swap(before);
+        st = close_budget(b, &budget, st, err);
+    }
     if (scratch) give_block(scratch);
+    ane_room_leave();
     return st;
 }
 
@@ -234,8 +303,12 @@ void ane_cpu_thread(const ane_cpu_binding *b, size_t i, ane_thread_info *info) {
 }
 
 void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info) {
-    ane_plan_memory(b->plan, info);
-    info->packed = 0;                   /* what is there by now */
+    ane_plan_memory(b->plan, &b->room, info);
+    info->outputs += made_bytes(b);
+    /* What is there by now. */
     for (ane_packed *k = b->plan->packed; k; k = k->next)
-        if (atomic_load(&k->state) == 2) info->packed += k->bytes;
+        if (atomic_load(&k->state) != 2) {
+            info->packed -= k->bytes;
+            info->rounding -= ane_aligned_size(k->bytes) - k->bytes;
+        }
 }

@@ -138,6 +138,11 @@ static ane_status rt_to_output(ane_exec *ex, int i, const ane_rt *r, ane_error *
                         "[run] output %d is not a tensor of numbers", i);
     ane_surface *s = NULL;
     ane_tensor t;
+    /* The last run's makes room; whoever was given it has it still. */
+    ane_surface_release(ex->outputs[i].surface);
+    ex->outputs[i].surface = NULL;
+    if (!ane_eval_budget_take(bytes))
+        return ane_fail(err, ANE_ERR_NOMEM, "[run] output %d of %zu bytes", i, bytes);
     ane_status st = ane_surface_create(ane_memory_default(), bytes, NULL, &s, err);
     if (st) return st;
     st = ane_tensor_init(&t, s, 0, r->dtype, r->rank, r->shape, err);
@@ -149,7 +154,6 @@ static ane_status rt_to_output(ane_exec *ex, int i, const ane_rt *r, ane_error *
     memcpy(v.shape, t.shape, sizeof v.shape);
     memcpy(v.strides, t.strides, sizeof v.strides);
     ane_view_store(&v, ane_tensor_data(&t), r->data);
-    ane_surface_release(ex->outputs[i].surface);
     ex->outputs[i] = t;
     return ANE_OK;
 }

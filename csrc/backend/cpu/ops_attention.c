@@ -65,6 +65,23 @@ static ane_status run_attention(ane_exec *ex, const ane_step *s, ane_error *err)
     return st;
 }
 
+static void room_of(const ane_exec *ex, const ane_step *s, ane_room *room) {
+    const attention *p = s->data;
+    ane_attention_args a = p->args;
+    ane_attention_grad_args g = p->grad;
+    ane_mat5 mask = p->mask;
+    ane_mat5 *const mats[N] = {&a.q, &a.k, &a.v, &mask, &g.dout, &a.out, &g.dq, &g.dk, &g.dv};
+    a.mask = p->has_mask ? &mask : NULL;
+    g.fwd = &a;
+    for (int k = 0; k < N; k++)
+        if (p->view[k] >= 0) mats[k]->data = ane_at(ex, &s->views[p->view[k]]);
+    size_t spans = p->scanned ? (size_t)(a.group * a.q_len) * sizeof(ane_span) : 0;
+    if (p->scanned) ane_room_push(room, spans);
+    if (p->view[OUT] >= 0) ane_attention_room(&a, room);
+    if (p->derivative) ane_attention_grad_room(&g, room);
+    if (p->scanned) ane_room_pop(room, spans);
+}
+
 /* ---------------------------------------------------------------- masks */
 
 static double mask_at(ane_dtype dtype, const char *p) {
@@ -447,6 +464,7 @@ ane_status ane_plan_attention(ane_planner *pl, const ane_graph *gr, const ane_gr
     if (!s) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     memcpy(s->views, views, (size_t)(n_out + n_in) * sizeof *views);
     s->data = p;
+    s->room = room_of;
     s->label = ane_group_label(pl, gr, grp);
     s->kernel = ane_arena_printf(pl->plan->arena, "attention%s%s__%s",
                                  p->derivative ? "_grad" : "", p->args.span ? "_masked" : p->scanned ? "_scanned" : "",

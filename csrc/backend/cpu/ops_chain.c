@@ -21,12 +21,16 @@ typedef struct chain_run {
     atomic_bool nomem;
 } chain_run;
 
+static size_t task_bytes(const chain *c) {
+    return ane_expr_bytes(c->e, c->tile_rows * c->tile_cols);
+}
+
 static void run_task(void *arg, size_t task) {
     chain_run *run = arg;
     const chain *c = run->c;
     const ane_expr *e = c->e;
     size_t cap = c->tile_rows * c->tile_cols;           /* regs are untouched in a tile above */
-    float *regs = ane_scratch_push(ane_expr_bytes(e, cap));
+    float *regs = ane_scratch_push(task_bytes(c));
     if (!regs) {
         atomic_store(&run->nomem, true);
         return;
@@ -63,6 +67,12 @@ static void run_task(void *arg, size_t task) {
     ane_scratch_pop(regs);
 }
 
+static void room_of(const ane_exec *ex, const ane_step *s, ane_room *room) {
+    const chain *c = s->data;
+    (void)ex;
+    ane_room_loop(room, (size_t)c->tasks, task_bytes(c), 0);
+}
+
 static ane_status run_chain(ane_exec *ex, const ane_step *s, ane_error *err) {
     const chain *c = s->data;
     chain_run run = {.c = c, .ex = ex};
@@ -97,6 +107,7 @@ ane_status ane_plan_chain(ane_planner *pl, const ane_graph *g, const ane_group *
     if (!c || !s) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     memcpy(s->views, e->views, (size_t)e->n_views * sizeof *s->views);
     s->data = c;
+    s->room = room_of;
     s->label = ane_group_label(pl, g, grp);
     s->kernel = ane_vec_get()->name;
     bool runs = false;

@@ -76,20 +76,28 @@ static ane_status prepare_conv(const ane_exec *ex, const ane_step *s, ane_error 
     return ane_packed_make(c->packed, pack_conv, &g, err);
 }
 
+/* The three are copies of the step's own. */
+static void product_args(const ane_exec *ex, const ane_step *s, ane_gemm_args *g,
+                         ane_epilogue *epi, ane_mat *residual) {
+    const conv *c = s->data;
+    g->a.data = ane_at(ex, &s->views[W]);
+    g->b.data = ane_at(ex, &s->views[X]);
+    g->c.data = ane_at(ex, &s->views[Y]);
+    if (epi->bias_rs)
+        epi->bias = s->views[BIAS].buf >= 0 ? (void *)ane_at(ex, &s->views[BIAS]) : (void *)c->shift;
+    if (c->has_residual) {
+        residual->data = ane_at(ex, &s->views[R]);
+        epi->residual = residual;
+    }
+    g->epilogue = epi;
+}
+
 static ane_status run_product(ane_exec *ex, const ane_step *s, ane_error *err) {
     const conv *c = s->data;
     ane_gemm_args g = c->gemm;
     ane_epilogue epi = c->epi;
     ane_mat residual = c->gemm_residual;
-    g.a.data = ane_at(ex, &s->views[W]);
-    g.b.data = ane_at(ex, &s->views[X]);
-    g.c.data = ane_at(ex, &s->views[Y]);
-    if (epi.bias_rs) epi.bias = s->views[BIAS].buf >= 0 ? (void *)ane_at(ex, &s->views[BIAS]) : (void *)c->shift;
-    if (c->has_residual) {
-        residual.data = ane_at(ex, &s->views[R]);
-        epi.residual = &residual;
-    }
-    g.epilogue = &epi;
+    product_args(ex, s, &g, &epi, &residual);
     g.packed_a = ane_packed_data(c->packed);
     return ane_gemm(&g, NULL, err);
 }
@@ -134,6 +142,30 @@ static ane_status run_conv(ane_exec *ex, const ane_step *s, ane_error *err) {
     st = ane_conv(&g, err);
     ane_scratch_pop(shift);
     return st;
+}
+
+static void room_of(const ane_exec *ex, const ane_step *s, ane_room *room) {
+    const conv *c = s->data;
+    if (c->product) {
+        ane_gemm_args p = c->gemm;
+        ane_epilogue epi = c->epi;
+        ane_mat residual = c->gemm_residual;
+        product_args(ex, s, &p, &epi, &residual);
+        p.packed_a = c->packed;
+        ane_gemm_room(&p, room);
+        return;
+    }
+    ane_conv_args g = c->args;
+    ane_planes residual = c->residual;
+    size_t shift = c->varying ? (size_t)g.cout * sizeof(float) : 0;
+    g.packed = c->packed;
+    if (c->has_residual) {
+        residual.data = ane_at(ex, &s->views[R]);
+        g.residual = &residual;
+    }
+    if (shift) ane_room_push(room, shift);
+    ane_conv_room(&g, room);
+    if (shift) ane_room_pop(room, shift);
 }
 
 /* ---------------------------------------------------------------- planning */
@@ -388,6 +420,7 @@ ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *g
     if (!s) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     memcpy(s->views, v, sizeof v);
     s->prepare = prepare_conv;
+    s->room = room_of;
     s->data = c;
     s->label = ane_group_label(pl, g, grp);
     s->kernel = c->product ? ane_gemm_name(&c->gemm) : ane_conv_name(&c->args);

@@ -53,6 +53,11 @@ static int64_t channel_of(const norm *p, int64_t i) {
     return i % p->kept[p->channel].size;
 }
 
+static size_t row_bytes(const norm *p) { return (size_t)p->n * sizeof(float); }
+static size_t column_bytes(const norm *p, size_t columns) {
+    return ((size_t)p->n + 4) * columns * sizeof(float);
+}
+
 /* Kept places one by one: all their elements in a row. */
 static void row_task(void *arg, size_t task) {
     norm_run *run = arg;
@@ -60,7 +65,7 @@ static void row_task(void *arg, size_t task) {
     const ane_vec *v = ane_vec_get();
     const dim *in = &p->reduced[p->n_reduced - 1];
     int64_t runs = p->n / in->size;
-    float *row = ane_scratch_push((size_t)p->n * sizeof *row);
+    float *row = ane_scratch_push(row_bytes(p));
     if (!row) {
         atomic_store(&run->nomem, true);
         return;
@@ -121,7 +126,7 @@ static void column_task(void *arg, size_t task) {
     const dim *in = &p->kept[p->n_kept - 1];
     int64_t c0 = (int64_t)task % p->col_tiles * p->cols, o = (int64_t)task / p->col_tiles;
     size_t n = (size_t)(in->size - c0 < p->cols ? in->size - c0 : p->cols);
-    float *all = ane_scratch_push(((size_t)p->n + 4) * n * sizeof *all);
+    float *all = ane_scratch_push(column_bytes(p, n));
     if (!all) {
         atomic_store(&run->nomem, true);
         return;
@@ -163,12 +168,21 @@ static void column_task(void *arg, size_t task) {
     ane_scratch_pop(all);
 }
 
+static size_t tasks_of(const norm *p) {
+    return p->rows ? (size_t)((p->outer - 1) / p->per + 1)
+                   : (size_t)(p->outer / p->kept[p->n_kept - 1].size * p->col_tiles);
+}
+
+static void room_of(const ane_exec *ex, const ane_step *s, ane_room *room) {
+    const norm *p = s->data;
+    (void)ex;
+    ane_room_loop(room, tasks_of(p), p->rows ? row_bytes(p) : column_bytes(p, (size_t)p->cols), 0);
+}
+
 static ane_status run_norm(ane_exec *ex, const ane_step *s, ane_error *err) {
     const norm *p = s->data;
     norm_run run = {.p = p, .y = ane_at(ex, &s->views[Y]), .x = ane_at(ex, &s->views[X])};
-    size_t tasks = (size_t)((p->outer - 1) / p->per + 1);
-    if (!p->rows) tasks = (size_t)(p->outer / p->kept[p->n_kept - 1].size * p->col_tiles);
-    if (!ane_parallel_for(tasks, p->rows ? row_task : column_task, &run)) return ane_run_check(err);
+    if (!ane_parallel_for(tasks_of(p), p->rows ? row_task : column_task, &run)) return ane_run_check(err);
     if (atomic_load(&run.nomem)) return ane_fail(err, ANE_ERR_NOMEM, "[run] out of memory");
     return ANE_OK;
 }
@@ -289,6 +303,7 @@ ane_status ane_plan_norm(ane_planner *pl, const ane_op *op, bool *done) {
     if (!s) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     memcpy(s->views, v, sizeof v);
     s->data = p;
+    s->room = room_of;
     s->kernel = ane_vec_get()->name;
     s->flops = 8.0 * (double)ane_type_count(t);
     return ANE_OK;

@@ -16,6 +16,11 @@ static ane_status run_pool(ane_exec *ex, const ane_step *s, ane_error *err) {
     return ane_pool(&g, err);
 }
 
+static void room_of(const ane_exec *ex, const ane_step *s, ane_room *room) {
+    (void)ex;
+    ane_pool_room(s->data, room);
+}
+
 ane_status ane_plan_pool(ane_planner *pl, const ane_op *op, bool *done) {
     static const char *const names[] = {"max_pool", "avg_pool", "l2_pool"};
     int kind = 0;
@@ -57,6 +62,7 @@ ane_status ane_plan_pool(ane_planner *pl, const ane_op *op, bool *done) {
     a->x = ane_planes_of(&v[X]);
     a->y = ane_planes_of(&v[Y]);
     s->data = a;
+    s->room = room_of;
     s->kernel = ane_pool_name();
     return ANE_OK;
 }

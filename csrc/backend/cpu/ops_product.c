@@ -187,14 +187,23 @@ static ane_mat mat_of(const ane_view *v) {
                      .cs = v->strides[v->rank - 1]};
 }
 
-static size_t panels_of(const ane_step *s) {
+static void room_of(const ane_exec *ex, const ane_step *s, ane_room *room) {
     const product *p = s->data;
     ane_gemm_args args = p->args;
-    static double somewhere;            /* nobody looks there, but operands are at some address */
-    args.a.data = args.b.data = args.c.data = &somewhere;
+    ane_epilogue epi = p->epi;
+    ane_mat residual = p->residual;
+    args.a.data = ane_at(ex, &s->views[A]);
+    args.b.data = ane_at(ex, &s->views[B]);
+    args.c.data = ane_at(ex, &s->views[C]);
     args.packed_a = p->packed[0];
     args.packed_b = p->packed[1];
-    return ane_gemm_panels(&args);
+    if (p->has_bias) epi.bias = ane_at(ex, &s->views[BIAS]);
+    if (p->has_residual) {
+        residual.data = ane_at(ex, &s->views[R]);
+        epi.residual = &residual;
+    }
+    if (p->has_epilogue) args.epilogue = &epi;
+    ane_gemm_room(&args, room);
 }
 
 ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group *grp) {
@@ -287,7 +296,7 @@ ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group
         if (bytes) p->packed[i]->name = pl->plan->bufs[(i ? b : a).buf].name;
     }
     s->prepare = prepare_product;
-    s->panels = panels_of;
+    s->room = room_of;
     s->data = p;
     s->label = ane_group_label(pl, g, grp);
     s->kernel = ane_gemm_name(&probe);

@@ -115,12 +115,23 @@ static void take_lse(lse *l, const float *x, float *spare, size_t n) {
     l->sum += (double)v->exp_sum(spare, x, 1.0f, l->most, n);
 }
 
+/* Registers of a tile, and what each kind of task adds. */
+static size_t task_bytes(const rows *r) {
+    size_t cols = (size_t)r->cols, tile = (size_t)r->tile_cols;
+    if (r->softmax && r->inner) return ane_expr_bytes(r->e, cols);
+    if (r->softmax)
+        return ane_expr_bytes(r->e, tile) + ((size_t)r->steps + 3) * tile * sizeof(float);
+    if (r->inner) return ane_expr_bytes(r->e, tile);
+    tile *= (size_t)r->tile_rows;
+    return ane_expr_bytes(r->e, tile) + 3 * tile * sizeof(float);
+}
+
 static void inner_task(void *arg, size_t task) {
     rows_run *run = arg;
     const rows *r = run->r;
     const ane_expr *e = r->e;
     size_t cap = (size_t)r->tile_cols;
-    float *regs = ane_scratch_push(ane_expr_bytes(e, cap));
+    float *regs = ane_scratch_push(task_bytes(r));
     if (!regs) {
         atomic_store(&run->nomem, true);
         return;
@@ -224,7 +235,7 @@ static void outer_task(void *arg, size_t task) {
     const rows *r = run->r;
     const ane_expr *e = r->e;
     size_t cap = (size_t)(r->tile_cols * r->tile_rows);
-    float *regs = ane_scratch_push(ane_expr_bytes(e, cap) + 3 * cap * sizeof(float));
+    float *regs = ane_scratch_push(task_bytes(r));
     if (!regs) {
         atomic_store(&run->nomem, true);
         return;
@@ -262,7 +273,7 @@ static void softmax_inner(void *arg, size_t task) {
     const rows *r = run->r;
     const ane_expr *e = r->e;
     size_t n = (size_t)r->cols;
-    float *regs = ane_scratch_push(ane_expr_bytes(e, n));
+    float *regs = ane_scratch_push(task_bytes(r));
     if (!regs) {
         atomic_store(&run->nomem, true);
         return;
@@ -290,8 +301,7 @@ static void softmax_outer(void *arg, size_t task) {
     const ane_expr *e = r->e;
     const ane_vec *v = ane_vec_get();
     size_t cap = (size_t)r->tile_cols, axis = (size_t)r->steps;
-    float *regs = ane_scratch_push(ane_expr_bytes(e, cap) +
-                                   (axis + 3) * cap * sizeof(float));
+    float *regs = ane_scratch_push(task_bytes(r));
     if (!regs) {
         atomic_store(&run->nomem, true);
         return;
@@ -338,15 +348,33 @@ static void softmax_outer(void *arg, size_t task) {
 
 /* ---------------------------------------------------------------- steps */
 
+static size_t tasks_of(const rows *r) {
+    return r->inner ? (size_t)((r->outer + r->per - 1) / r->per * r->blocks)
+                    : (size_t)(r->outer * r->col_tiles);
+}
+
+/* One partial result for every block of a row; 0: a row is one block. */
+static size_t partial_bytes(const rows *r) {
+    return r->blocks > 1 ? (size_t)(r->outer * r->blocks) * sizeof(double) : 0;
+}
+
+static void room_of(const ane_exec *ex, const ane_step *s, ane_room *room) {
+    const rows *r = s->data;
+    (void)ex;
+    size_t partial = partial_bytes(r);
+    if (partial) ane_room_push(room, partial);
+    ane_room_loop(room, tasks_of(r), task_bytes(r), 0);
+    if (partial) ane_room_pop(room, partial);
+}
+
 static ane_status run_rows(ane_exec *ex, const ane_step *s, ane_error *err) {
     const rows *r = s->data;
     rows_run run = {.r = r, .ex = ex};
     ane_task_fn *fn = r->softmax ? (r->inner ? softmax_inner : softmax_outer)
                       : r->inner ? inner_task : outer_task;
-    size_t tasks = (size_t)(r->outer * r->col_tiles);
-    if (r->inner) tasks = (size_t)((r->outer + r->per - 1) / r->per * r->blocks);
+    size_t tasks = tasks_of(r);
     if (r->blocks > 1) {
-        run.partial = ane_scratch_push((size_t)(r->outer * r->blocks) * sizeof *run.partial);
+        run.partial = ane_scratch_push(partial_bytes(r));
         if (!run.partial) return ane_fail(err, ANE_ERR_NOMEM, "[run] out of memory");
     }
     bool finished = true;
@@ -511,6 +539,7 @@ static ane_status plan(ane_planner *pl, const ane_graph *g, const ane_group *grp
         }
     }
     s->data = r;
+    s->room = room_of;
     s->label = ane_group_label(pl, g, grp);
     s->kernel = ane_vec_get()->name;
     s->flops = (e->flops + (softmax ? 4 : 1)) * (double)ane_type_count(x);

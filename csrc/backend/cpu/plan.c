@@ -400,7 +400,9 @@ ane_status ane_plan_create(const ane_function *f, const ane_backend_options *opt
         goto done;
     }
     atomic_init(&p->refs, 1);
+    atomic_init(&p->reference, 0);
     p->prepack = opts->prepack;
+    p->limit = opts->memory_limit;
     p->target = opts->target;
     p->n_in = f->n_params;
     p->n_out = f->body->n_outputs;
@@ -442,6 +444,8 @@ ane_status ane_plan_create(const ane_function *f, const ane_backend_options *opt
     p->walk = needs_walk(fn);
     st = p->walk ? ane_plan_walk(&pl) : plan_ops(&pl);
     if (!st) st = lay_out(&pl);
+    for (int i = 0; i < p->n_steps; i++)
+        p->evaluates |= !strcmp(p->steps[i].kernel, "reference");
     if (!st && ane_env_lists(ANE_ENV_DUMP, "plan")) dump(p);
 done:
     ane_free(pl.places);
