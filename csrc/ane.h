@@ -529,6 +529,7 @@ typedef struct ane_parameter_info {
     uint32_t dtypes;                    /* bit set of ane_dtype; 0: any */
     int var;                            /* parameters with one number share a dtype; -1 */
     bool is_const, is_vector, is_tuple, optional;
+    bool attribute;                     /* written in [], by value: ios16's constexpr_* */
 } ane_parameter_info;
 /* Number of parameters, or -1 when the opset has no such op. */
 ANE_API int ane_operation_params(const char *op, int opset);

@@ -16,6 +16,7 @@ from anetorch import mil
 
 o = mil.ops
 FLOAT = {"fp32": np.float32, "fp16": np.float16}
+BATCH = 97              # stands for a first dimension that is unknown until a run
 SIZES = [1, 2, 3, 4, 5, 7, 8, 13, 16, 17]
 # Where work is cut into blocks, tasks and threads.
 LARGE = [(1, 100000), (70000,), (3, 40000), (200, 300), (16, 1, 4096), (1, 64, 28, 28), (2, 256, 7, 7),
@@ -43,6 +44,7 @@ class Draw:
         self.dtype, self.large = dtype, large
         self.f = FLOAT[dtype]
         self.pool: list[Value] = []
+        self.flexible = True                    # may what is drawn now be?
 
     def int(self, low: int, high: int) -> int:
         return int(self.rng.integers(low, high))
@@ -69,7 +71,8 @@ class Draw:
     def of(self, kinds: str, fits: Callable[[tuple[int, ...]], bool] = lambda s: True) -> Value | None:
         """A value of one of these kinds and a shape that fits; rather a late one."""
         kind = self.one(kinds)
-        found = [p for p in self.pool if p.kind == kind and fits(p.shape)]
+        found = [p for p in self.pool if p.kind == kind and fits(p.shape) and
+                 (self.flexible or BATCH not in p.shape)]
         return found[max(self.int(0, len(found)), self.int(0, len(found)))] if found else None
 
     def small(self, x: Value, most: int = 15) -> Any:
@@ -84,13 +87,20 @@ class Draw:
 
 Op = Callable[[Draw], Any]
 OPS: list[Op] = []
+FLEXIBLE: set[Op] = set()       # take values of an unknown dimension
 
 
-def op(weight: int = 1) -> Callable[[Op], Op]:
+def op(weight: int = 1, *, flexible: bool = False) -> Callable[[Op], Op]:
     def register(fn: Op) -> Op:
         OPS.extend([fn] * weight)
+        if flexible:
+            FLEXIBLE.add(fn)
         return fn
     return register
+
+
+def known_shape(v: Any) -> tuple[int, ...]:
+    return tuple(BATCH if n is None else n for n in v.shape)
 
 
 def broadcasts(*shapes: tuple[int, ...]) -> bool:
@@ -105,7 +115,7 @@ def count(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64))
 
 
-@op(4)
+@op(4, flexible=True)
 def binary(d: Draw) -> Any:
     x = d.of("ffi")
     if not x:
@@ -115,17 +125,22 @@ def binary(d: Draw) -> Any:
     if way < 0.3:
         y = d.array((), x.kind)
     elif way < 0.45 and x.shape:
-        y = d.array(tuple(n if d.coin() else 1 for n in x.shape), x.kind)
+        y = d.array(tuple(n if d.coin() and n != BATCH else 1 for n in x.shape), x.kind)
     else:
-        y = d.of(x.kind, lambda s: broadcasts(s, x.shape) and count(np.broadcast_shapes(s, x.shape)) < 10**6).v
+        other = d.of(x.kind, lambda s: broadcasts(s, x.shape) and count(np.broadcast_shapes(s, x.shape)) < 10**6)
+        if not other:
+            return None
+        y = other.v
         if fn is o.mul:
             left = d.small(x, 7)
     return fn(x=left, y=y) if d.coin(0.8) else fn(x=y, y=left)
 
 
-@op(3)
+@op(3, flexible=True)
 def unary(d: Draw) -> Any:
     x = d.of("f")
+    if not x:
+        return None
     way = d.rng.random()
     if way < 0.2:
         return o.clip(x=x.v, alpha=d.f(-3), beta=d.f(4))
@@ -136,17 +151,17 @@ def unary(d: Draw) -> Any:
     return d.one([o.relu, o.abs, o.sign, o.floor, o.relu6, o.identity, o.ceil, o.round])(x=x.v)
 
 
-@op(2)
+@op(2, flexible=True)
 def compare(d: Draw) -> Any:
     x = d.of("fi")
     if not x:
         return None
     fn = d.one([o.equal, o.not_equal, o.less, o.less_equal, o.greater, o.greater_equal])
     y = d.of(x.kind, lambda s: broadcasts(s, x.shape) and count(np.broadcast_shapes(s, x.shape)) < 10**6)
-    return fn(x=x.v, y=y.v if d.coin() else d.array((), x.kind))
+    return fn(x=x.v, y=y.v if y and d.coin() else d.array((), x.kind))
 
 
-@op()
+@op(flexible=True)
 def logic(d: Draw) -> Any:
     x = d.of("b")
     if not x:
@@ -156,28 +171,30 @@ def logic(d: Draw) -> Any:
     return d.one([o.logical_and, o.logical_or, o.logical_xor])(x=x.v, y=d.of("b", lambda s: s == x.shape).v)
 
 
-@op(2)
+@op(2, flexible=True)
 def select(d: Draw) -> Any:
     c = d.of("b")
     a = c and d.of("ffi", lambda s: s == c.shape)
     return a and o.select(cond=c.v, a=a.v, b=d.of(a.kind, lambda s: s == c.shape).v)
 
 
-@op(2)
+@op(2, flexible=True)
 def cast(d: Draw) -> Any:
     x = d.of("fib")
     return x and o.cast(x=x.v, dtype=d.one(sorted({d.dtype, "int32", "bool"} - {x.v.dtype})))
 
 
-@op(3)
+@op(3, flexible=True)
 def matmul(d: Draw) -> Any:
     x = d.of("f", lambda s: len(s) >= 2)
     if not x:
         return None
     tx, ty = d.coin(0.3), d.coin(0.3)
-    k = x.shape[-2] if tx else x.shape[-1]
+    k, kept = x.shape[-2:] if tx else x.shape[:-3:-1]
+    if BATCH in (k, kept):
+        return None
     n = d.one([1, 2, 3, 8, 16, 17])
-    y = d.of("f", lambda s: len(s) >= 2 and s[-1 if ty else -2] == k and broadcasts(s[:-2], x.shape[:-2]) and
+    y = d.of("f", lambda s: len(s) >= 2 and BATCH not in s[-2:] and s[-1 if ty else -2] == k and broadcasts(s[:-2], x.shape[:-2]) and
              count(s) * count(x.shape) < 10**9)
     second = d.small(y, 2) if y and d.coin() else d.array((n, k) if ty else (k, n))
     r = o.matmul(x=d.small(x, 3), y=second, transpose_x=tx, transpose_y=ty)
@@ -186,16 +203,16 @@ def matmul(d: Draw) -> Any:
     return o.relu(x=r) if d.coin(0.3) else r
 
 
-@op()
+@op(flexible=True)
 def linear(d: Draw) -> Any:
-    x = d.of("f", lambda s: 1 <= len(s) <= 3)
+    x = d.of("f", lambda s: 1 <= len(s) <= 3 and s[-1] != BATCH)
     n = d.one([1, 2, 3, 8, 16, 33])
     return x and o.linear(x=d.small(x, 3), weight=d.array((n, x.shape[-1])), bias=d.array((n,)))
 
 
-@op(4)
+@op(4, flexible=True)
 def conv(d: Draw) -> Any:
-    x = d.of("f", lambda s: len(s) == 4)
+    x = d.of("f", lambda s: len(s) == 4 and BATCH not in s[1:])
     if not x:
         return None
     c = x.shape[1]
@@ -227,9 +244,9 @@ def conv_transpose(d: Draw) -> Any:
                             pad_type=d.one(["valid", "same"]))
 
 
-@op(2)
+@op(2, flexible=True)
 def pooling(d: Draw) -> Any:
-    x = d.of("f", lambda s: len(s) == 4)
+    x = d.of("f", lambda s: len(s) == 4 and BATCH not in s[2:])
     if not x:
         return None
     strides = [d.int(1, 3), d.int(1, 3)]
@@ -241,7 +258,7 @@ def pooling(d: Draw) -> Any:
                       pad_type="valid")
 
 
-@op(3)
+@op(3, flexible=True)
 def reduce(d: Draw) -> Any:
     x = d.of("ffi", lambda s: len(s) > 0)
     if not x:
@@ -254,7 +271,7 @@ def reduce(d: Draw) -> Any:
     return fn(x=d.small(x, 2) if fn is o.reduce_sum else x.v, axes=axes, keep_dims=keep)
 
 
-@op(2)
+@op(2, flexible=True)
 def transpose(d: Draw) -> Any:
     x = d.of("ffib", lambda s: len(s) > 1)
     return x and o.transpose(x=x.v, perm=[int(i) for i in d.rng.permutation(len(x.shape))])
@@ -286,7 +303,7 @@ def slices(d: Draw) -> Any:
     return o.slice_by_index(x=x.v, begin=begin, end=end, stride=stride)
 
 
-@op(2)
+@op(2, flexible=True)
 def concat(d: Draw) -> Any:
     x = d.of("ffib", lambda s: len(s) > 0)
     if not x:
@@ -294,8 +311,11 @@ def concat(d: Draw) -> Any:
     axis = d.int(0, len(x.shape))
 
     def fits(s: tuple[int, ...]) -> bool:
-        return len(s) == len(x.shape) and all(a == b or i == axis for i, (a, b) in enumerate(zip(s, x.shape)))
+        return (len(s) == len(x.shape) and BATCH not in (s[axis], x.shape[axis]) and
+                all(a == b or i == axis for i, (a, b) in enumerate(zip(s, x.shape))))
 
+    if not fits(x.shape):
+        return None
     return o.concat(values=[x.v, *(d.of(x.kind, fits).v for _ in range(d.int(1, 4)))], axis=axis)
 
 
@@ -361,13 +381,15 @@ def order(d: Draw) -> Any:
     return list(o.topk(x=x.v, k=k, axis=axis, ascending=d.coin(), sort=True, return_indices=True))
 
 
-@op(2)
+@op(2, flexible=True)
 def gather(d: Draw) -> Any:
     x = d.of("ffi", lambda s: len(s) > 0)
     if not x:
         return None
     axis, way = d.int(0, len(x.shape)), d.rng.random()
     n = x.shape[axis]
+    if BATCH in x.shape and (n == BATCH or way >= 0.5):
+        return None
     if way < 0.5:
         return o.gather(x=x.v, indices=d.array(d.one([(3,), (2, 2), (5,)]), "i", -n, n), axis=axis)
     if way < 0.75:
@@ -428,6 +450,48 @@ def branch(d: Draw) -> Any:
     return o.cond(o.squeeze(x=c.v), lambda: o.add(x=x.v, y=one), lambda: o.sub(x=o.maximum(x=x.v, y=one), y=one))
 
 
+def through_bytes(d: Draw, x: Any, most: int = 15) -> Any:
+    """Quantised and back: exact, for steps that are powers of two."""
+    kind = d.one(["int8", "uint8"])
+    how = {"scale": d.f(d.one([0.5, 1, 2])), "zero_point": np.dtype(kind).type(d.one([0, 3, 100]))}
+    q = o.quantize(input=o.clip(x=x, alpha=d.f(-most), beta=d.f(most)), output_dtype=kind, **how)
+    return o.dequantize(input=q, **how)
+
+
+@op(3, flexible=True)
+def quantised(d: Draw) -> Any:
+    """A layer as quantised models have it: bytes in, weights of bytes, often bytes out."""
+    x = d.of("f", lambda s: len(s) in (2, 3, 4) and BATCH not in s[1:])
+    if not x:
+        return None
+    y = through_bytes(d, x.v, 3)
+    channels, kind = x.shape[1] if len(x.shape) == 4 else x.shape[-1], d.one([np.int8, np.uint8])
+    groups = channels if len(x.shape) == 4 and d.coin(0.3) else 1
+    out = groups if groups > 1 else d.one([1, 3, 8, 17, 24])
+    zero = kind(d.one([0, 2, 128 if kind is np.uint8 else -7]))
+    shape = (out, channels // groups)
+    if len(x.shape) == 4:
+        shape += (1, 1) if d.coin(0.4) else (d.one([1, 2, 3]), d.one([1, 3]))
+    data = (d.array(shape, "i") + int(zero)).clip(0 if kind is np.uint8 else -128, 255).astype(kind)
+    scale = d.rng.choice([1, 2], out).astype(d.f)
+    weight = o.constexpr_affine_dequantize(quantized_data=data, zero_point=zero, scale=scale, axis=np.int32(0))
+    bias = d.array((out,))
+    if len(x.shape) == 4:
+        y = o.conv(x=y, weight=weight, bias=bias, groups=groups, strides=[d.one([1, 1, 2]), d.one([1, 1, 2])],
+                   pad_type=d.one(["valid", "same"]))
+    else:
+        y = o.linear(x=y, weight=weight, bias=bias)
+    found = [y]
+    if d.coin():
+        y = d.one([o.relu, o.relu6])(x=y)
+    same = d.of("f", lambda s: s == known_shape(y))
+    if same and d.coin(0.3):
+        y = o.add(x=y, y=through_bytes(d, same.v) if d.coin() else same.v)
+    if d.coin(0.6):
+        y = through_bytes(d, y)
+    return [*found, y] if d.coin(0.3) else y
+
+
 def leaves(d: Draw) -> list[Any]:
     """Functions that round, of an exact value."""
     x = d.of("f")
@@ -449,8 +513,12 @@ def leaves(d: Draw) -> list[Any]:
     return found
 
 
-def random_program(seed: int, *, large: bool = False) -> Case:
-    """One program, fp32 or fp16, with inputs for it; `large`: few ops on many elements."""
+def random_program(seed: int, *, large: bool = False, flexible: bool = False) -> Case:
+    """One program, fp32 or fp16, with inputs for it.
+
+    large: few ops on many elements. flexible: the first dimension of some inputs is unknown; the
+    inputs given have BATCH there.
+    """
     dtype = ("fp32", "fp16")[seed % 2]
     d = Draw(seed, dtype, large)
     names = {"f": dtype, "i": "int32", "b": "bool"}
@@ -458,25 +526,35 @@ def random_program(seed: int, *, large: bool = False) -> Case:
     specs, inputs = {}, {}
     for i in range(d.int(1, 4) if large else d.int(2, 6)):
         kind = d.one("ffffib") if i else "f"
-        inputs[f"x{i}"] = d.array(d.shape(), kind, -3, 4)
-        specs[f"x{i}"] = mil.spec(inputs[f"x{i}"].shape, names[kind])
+        shape = given = d.shape()
+        if flexible and (not i or d.coin(0.7)):
+            shape, given = (BATCH, *shape[1:]), (None, *shape[1:])
+        inputs[f"x{i}"] = d.array(shape, kind, -3, 4)
+        specs[f"x{i}"] = mil.spec(given, names[kind])
     exact: set[str] = set()
 
+    def known(v: Any) -> Value:
+        return Value(v, known_shape(v), kinds[v.dtype])
+
     def body(**given: Any) -> dict[str, Any]:
-        d.pool = [Value(v, tuple(v.shape), kinds[v.dtype]) for v in given.values()]
+        d.pool = [known(v) for v in given.values()]
         made, rounding = [], []
         for _ in range(d.int(2, 9) if large else d.int(5, 36)):
+            fn = d.one(OPS)
+            d.flexible = fn in FLEXIBLE
             try:
-                got = d.one(OPS)(d)
+                got = fn(d)
             except ValueError as e:             # a window that does not fit
                 if "does not fit" not in str(e):
                     raise
                 continue
             for v in [] if got is None else got if isinstance(got, list) else [got]:
-                if count(v.shape) > (10**6 if large else 10**5):
+                value = known(v)
+                if count(value.shape) > (10**6 if large else 10**5):
                     continue
-                d.pool.append(Value(v, tuple(v.shape), kinds[v.dtype]))
+                d.pool.append(value)
                 made.append(v)
+            d.flexible = True
             if d.coin(0.15):
                 rounding += leaves(d)
         made = made or [o.add(x=d.pool[0].v, y=d.pool[0].v)]

@@ -115,6 +115,34 @@ def test_saving_twice_gives_equal_bytes(linear_package, tmp_path):
                                                 "rb").read()
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_built_program_of_compressed_weights_is_saved(named, tmp_path):
+    """Their bytes are an attribute, also where the program has a name for them."""
+    from coremltools.converters.mil.frontend.milproto.load import load as milproto_load
+    o = anetorch.mil.ops
+    data = RNG.integers(-100, 100, (24, 16)).astype(np.int8)
+    scale = (2.0 ** RNG.integers(-8, -4, 24)).astype(np.float32)
+
+    def body(x):
+        held = [anetorch.mil.const(a) for a in (data, scale)] if named else [data, scale]
+        w = o.constexpr_affine_dequantize(quantized_data=held[0], scale=held[1], zero_point=np.int8(3),
+                                          axis=np.int32(0))
+        return {"y": o.linear(x=x, weight=w, bias=scale)}
+
+    program = anetorch.mil.build(body, {"x": anetorch.mil.spec((5, 16), "fp32")})
+    if not named:
+        assert "[quantized_data = " in str(program)
+    path = tmp_path / "small.mlpackage"
+    program.save(path)
+    spec = ct.utils.load_spec(str(path))
+    loaded = milproto_load(spec, spec.specificationVersion, str(path / "Data/com.apple.CoreML/weights"))
+    (op,) = loaded.functions["main"].find_ops(op_type="constexpr_affine_dequantize")
+    np.testing.assert_array_equal(op.quantized_data.val, data)
+    x = RNG.integers(-3, 4, (5, 16)).astype(np.float32)
+    want = x @ ((data.astype(np.float32) - 3) * scale[:, None]).T + scale     # whole multiples of 2**-8
+    np.testing.assert_array_equal(anetorch.load(path).predict({"x": x})["y"], want)
+
+
 def test_save_needs_the_suffix(linear_package, tmp_path):
     with pytest.raises(ValueError, match="must end in .mlpackage"):
         anetorch.load(linear_package[0]).save(tmp_path / "x.mlmodel")

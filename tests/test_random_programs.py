@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from random_programs import Case, random_program, spread
+from random_programs import BATCH, Case, random_program, spread
 
 import anetorch
 from anetorch import _core, mil
@@ -84,6 +84,21 @@ def try_one(seed: int, folder, *, large: bool = False) -> int:
     return compared
 
 
+def try_batches(seed: int) -> int:
+    """One kernel, runs of several sizes of the unknown dimension, one of them twice."""
+    case = random_program(seed, flexible=True)
+    kernel, compared = anetorch.compile(case.program), 0
+    for turn, batch in enumerate((3, 1, 8, 3)):
+        rng = np.random.default_rng([seed, turn])
+        arrays = {k: np.ascontiguousarray(a[rng.integers(0, BATCH, batch)]) if a.shape[:1] == (BATCH,) else a
+                  for k, a in case.inputs.items()}
+        this = case._replace(inputs=arrays)
+        want, wide = expected(this)
+        compared += compare(this, results(kernel, arrays, list(want)), want, wide,
+                            f"random_program({seed}, flexible=True), {batch} rows")
+    return compared
+
+
 def sweep(seeds: range, folder, *, large: bool = False) -> None:
     compared = sum(try_one(seed, folder, large=large) for seed in seeds)
     assert compared > len(seeds)        # most programs stay within the whole numbers
@@ -97,6 +112,10 @@ def test_large_programs(tmp_path) -> None:
     sweep(range(24), tmp_path, large=True)
 
 
+def test_flexible_programs() -> None:
+    assert sum(try_batches(seed) for seed in range(100)) > 400
+
+
 @pytest.mark.slow
 def test_many_programs(tmp_path) -> None:
     sweep(range(1000, 30000), tmp_path)
@@ -105,3 +124,8 @@ def test_many_programs(tmp_path) -> None:
 @pytest.mark.slow
 def test_many_large_programs(tmp_path) -> None:
     sweep(range(1000, 2000), tmp_path, large=True)
+
+
+@pytest.mark.slow
+def test_many_flexible_programs() -> None:
+    assert sum(try_batches(seed) for seed in range(1000, 6000)) > 20000

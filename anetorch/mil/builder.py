@@ -132,6 +132,7 @@ class _Param(NamedTuple):
     is_vector: bool
     is_tuple: bool
     optional: bool
+    attribute: bool
 
 
 @functools.cache
@@ -202,7 +203,8 @@ def _constant(place: _Place, op: str, p: _Param, value: Any, bound: str | None) 
     what = f"{op}: parameter {p.name}"
     if isinstance(value, (np.ndarray, np.generic)) and dtype is not None:
         value = _narrow(what, np.asarray(value), dtype)
-    small = not isinstance(value, (np.ndarray, _core.Tensor)) or value.nbytes <= 64
+    # What is an attribute has no name of its own to be referred to.
+    small = p.attribute or not isinstance(value, (np.ndarray, _core.Tensor)) or value.nbytes <= 64
     try:
         return place.program.add_const(place.block, value, dtype=None if dtype == "string" else dtype, inline=small,
                                        before=place.before, what=what)
@@ -297,7 +299,7 @@ def _arguments(signature: dict[str, _Param], given: dict[str, Any],
                constant: Callable[[_Param, Any], int], ids: dict[str, Any]) -> None:
     """Value ids of every argument, constants made on the way."""
     for param, arg in given.items():
-        p = signature.get(param) or _Param(param, "any", [], -1, False, False, False, True)
+        p = signature.get(param) or _Param(param, "any", [], -1, False, False, False, True, False)
         if isinstance(arg, Value):
             ids[param] = (arg.id,) if p.is_tuple else arg.id
         elif p.is_tuple or (isinstance(arg, (list, tuple)) and any(isinstance(a, Value) for a in arg)):

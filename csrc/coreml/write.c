@@ -326,7 +326,7 @@ static void collect_block(writer *w, const ane_block *b) {
                 if (op->row->params[i].attribute != (pass == 1)) continue;
                 for (int k = 0; k < op->args[i].n; k++) {
                     const ane_value *v = op->args[i].v[k];
-                    if (v->def && v->def->inlined) collect_const(w, v->konst);
+                    if (pass || (v->def && v->def->inlined)) collect_const(w, v->konst);
                 }
             }
             if (pass) break;

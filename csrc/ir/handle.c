@@ -362,6 +362,7 @@ bool ane_operation_param(const char *op, int opset, int i, ane_parameter_info *o
                 : q->kind == ANE_P_STATE ? ANE_T_STATE
                                          : ANE_T_TUPLE,
         .dtypes = q->dtypes, .var = q->var, .is_const = q->is_const, .is_vector = q->rank1,
-        .is_tuple = q->tuple, .optional = q->optional || q->default_text};
+        .is_tuple = q->tuple, .optional = q->optional || q->default_text,
+        .attribute = q->attribute};
     return true;
 }

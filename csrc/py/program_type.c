@@ -493,11 +493,12 @@ static PyObject *py_op_signature(PyObject *self, PyObject *args) {
             if (!s || PyList_Append(dtypes, s) < 0) Py_CLEAR(dtypes);
             Py_XDECREF(s);
         }
-        PyObject *o = dtypes ? Py_BuildValue("(ssNiOOOO)", q.name, kind, dtypes, q.var,
+        PyObject *o = dtypes ? Py_BuildValue("(ssNiOOOOO)", q.name, kind, dtypes, q.var,
                                              q.is_const ? Py_True : Py_False,
                                              q.is_vector ? Py_True : Py_False,
                                              q.is_tuple ? Py_True : Py_False,
-                                             q.optional ? Py_True : Py_False)
+                                             q.optional ? Py_True : Py_False,
+                                             q.attribute ? Py_True : Py_False)
                              : NULL;
         if (!o || PyList_Append(list, o) < 0) Py_CLEAR(list);
         Py_XDECREF(o);
@@ -610,8 +611,8 @@ static PyType_Spec spec = {
 static PyMethodDef functions[] = {
     {"op_signature", py_op_signature, METH_VARARGS,
      PyDoc_STR("op_signature(op, opset=18) -> [(parameter, kind, dtypes, var, is_const, "
-               "is_vector, is_tuple, optional)]\n\nFrom the op table. Parameters with the "
-               "same var (not -1) share a dtype.")},
+               "is_vector, is_tuple, optional, attribute)]\n\nFrom the op table. Parameters "
+               "with the same var (not -1) share a dtype; attributes are written by value.")},
     {NULL, NULL, 0, NULL},
 };
 
