@@ -37,17 +37,21 @@ static void conv_finish(const ane_conv_post *p, float *c, size_t ld, size_t m, s
 
 static inline __attribute__((always_inline)) void conv_rows(const size_t m, const size_t nv,
                                                             const ane_conv_tile *t) {
-    vf s[CONV_MR][CONV_NV];
-    EACH s[i][j] = v_set1(0);
-    CONV_FETCH(t, m)
-    CONV_TAPS(t, m, nv, s, vf, v_loadu, CONV_SPREAD, CONV_DOT)
     size_t tail = t->n - (nv - 1) * VW;
-    float *c = t->c;
-    if (t->add) {
-        EACH s[i][j] = v_add(LOAD(c + i * t->ldc, j), s[i][j]);
+    const float *const *rows = t->a;
+    const char *ahead = t->ahead;
+    for (const ane_conv_spot *spot = t->spots, *end = spot + t->count; spot < end; spot++) {
+        vf s[CONV_MR][CONV_NV];
+        EACH s[i][j] = v_set1(0);
+        CONV_FETCH(t, spot + t->soon, m)
+        CONV_TAPS(t, rows, ahead, m, nv, s, vf, v_loadu, CONV_SPREAD, CONV_DOT)
+        float *c = spot->c + t->at;
+        if (t->add) {
+            EACH s[i][j] = v_add(LOAD(c + i * t->ldc, j), s[i][j]);
+        }
+        if (t->post) { CONV_POST(s, t->post, spot->res + t->at * sizeof(float), m, nv, tail) }
+        CONV_STORE(s, c, t->ldc, m, nv, tail)
     }
-    if (t->post) { CONV_POST(s, t->post, m, nv, tail) }
-    CONV_STORE(s, c, t->ldc, m, nv, tail)
 }
 
 #define CONV_CASE(m, nv) case (nv) * 16 + (m): conv_rows(m, nv, t); break;
@@ -76,7 +80,7 @@ static inline __attribute__((always_inline)) void dw_block(const size_t m, const
     if (p.scale) p.scale += c;
     if (p.shift) p.shift += c;
     if (p.res) p.res += c * sizeof(float);
-    CONV_POST(s, &p, m, nv, tail)
+    CONV_POST(s, &p, p.res, m, nv, tail)
     float *y = d->y + c;
     EACH {
         if (LANES(j) == VW) v_storeu(y + i * d->ldy + j * VW, s[i][j]);

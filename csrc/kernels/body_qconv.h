@@ -11,23 +11,27 @@
 
 static inline __attribute__((always_inline)) void QCONV_ROWS(const size_t m, const size_t nv,
                                                              const ane_conv_tile *t) {
-    qi q[CONV_MR][CONV_NV];
-    EACH q[i][j] = t->init ? q_load(t->init + j * VW) : q_zero();
-    CONV_FETCH(t, m)
-    CONV_TAPS(t, m, nv, q, qi, q_load, q_pair, QCONV_DOT)
     size_t tail = t->n - (nv - 1) * VW;
-    float *c = t->c;
-    if (t->add) {
-        EACH q[i][j] = q_add(q_bits(LOAD(c + i * t->ldc, j)), q[i][j]);
+    const float *const *rows = t->a;
+    const char *ahead = t->ahead;
+    for (const ane_conv_spot *spot = t->spots, *end = spot + t->count; spot < end; spot++) {
+        qi q[CONV_MR][CONV_NV];
+        EACH q[i][j] = t->init ? q_load(t->init + j * VW) : q_zero();
+        CONV_FETCH(t, spot + t->soon, m)
+        CONV_TAPS(t, rows, ahead, m, nv, q, qi, q_load, q_pair, QCONV_DOT)
+        float *c = spot->c + t->at;
+        if (t->add) {
+            EACH q[i][j] = q_add(q_bits(LOAD(c + i * t->ldc, j)), q[i][j]);
+        }
+        vf s[CONV_MR][CONV_NV];
+        if (t->post) {
+            EACH s[i][j] = q_float(q[i][j]);
+            CONV_POST(s, t->post, spot->res + t->at * sizeof(float), m, nv, tail)
+        } else {
+            EACH s[i][j] = q_raw(q[i][j]);
+        }
+        CONV_STORE(s, c, t->ldc, m, nv, tail)
     }
-    vf s[CONV_MR][CONV_NV];
-    if (t->post) {
-        EACH s[i][j] = q_float(q[i][j]);
-        CONV_POST(s, t->post, m, nv, tail)
-    } else {
-        EACH s[i][j] = q_raw(q[i][j]);
-    }
-    CONV_STORE(s, c, t->ldc, m, nv, tail)
 }
 
 #undef QCONV_CASE

@@ -12,11 +12,13 @@
 
 /* ------------------------------------------------------------------ tiles */
 
+/* Sums over fewer terms than this are over before the lines of the next tile are here: those
+ * of the one after it are fetched. */
+#define SHORT_SUM 160
+
 typedef struct tile {
     int64_t at;                         /* first position */
     size_t m;
-    float *y;                           /* where the sums go, at the task's first channel */
-    const char *res;
 } tile;
 
 /* Positions [p0, p1) in tiles that do not cross the end of an even run, of equal size as
@@ -158,6 +160,7 @@ static void run_tiles(void *arg, size_t task) {
     size_t cols = ane__least_size(c1 * k->nr, j->cout) - c0 * k->nr, ld = (c1 - c0) * k->nr;
     tile tiles[BLOCK];
     size_t n_tiles = make_tiles(j, p0, p1, tiles), before_acc = table_bytes(j, n_tiles);
+    ane_conv_spot spots[BLOCK + 2];     /* at the task's first channel */
     size_t acc_bytes = j->direct ? 0 : (size_t)(p1 - p0) * ld * sizeof(float);
     char *scratch = ane_scratch_push(before_acc + acc_bytes);
     if (!scratch) {
@@ -173,8 +176,8 @@ static void run_tiles(void *arg, size_t task) {
     int64_t res_size = g->residual && g->residual->dtype != ANE_F32 ? 2 : 4;
     for (size_t i = 0; i < n_tiles; i++) {
         set_post(j, &post, n, channel, tiles[i].at);
-        tiles[i].res = post.res;
-        tiles[i].y = j->direct ? (float *)(void *)place(j, n, channel, tiles[i].at)
+        spots[i].res = post.res;
+        spots[i].c = j->direct ? (float *)(void *)place(j, n, channel, tiles[i].at)
                                : acc + (size_t)(tiles[i].at - p0) * ld;
     }
     size_t seg = 0, segs = 0, skip = 0, len = 0, from = SIZE_MAX;
@@ -185,32 +188,40 @@ static void run_tiles(void *arg, size_t task) {
         size_t k0 = ane__conv_k_before(&j->ks, b), kb = segs * len;
         const float *w = j->w + (size_t)group * j->w_group + j->panels * k0 * k->nr;
         bool last = b + 1 == j->ks.n;
+        size_t share = ane__cut(k->nr * sizeof(float), n_tiles);
         for (size_t c = c0; c < c1; c++) {
             size_t at = (c - c0) * k->nr, width = ane__least_size(k->nr, cols - at);
-            ane_conv_tile t = {.skip = skip, .segs = segs, .len = len, .b = w + c * kb * k->nr,
-                               .ldc = ldc, .n = width, .add = b > 0,
+            ane_conv_tile t = {.a = table, .skip = skip, .segs = segs, .len = len,
+                               .b = w + c * kb * k->nr, .at = at, .ldc = ldc, .n = width,
+                               .add = b > 0,
                                .init = j->init && !b ? j->init + c * k->nr : NULL,
-                               .post = last ? &post : NULL};
+                               .post = last ? &post : NULL, .ahead_step = share,
+                               .soon = kb < SHORT_SUM ? 2 : 1};
             /* The tiles of this panel fetch the one behind it, each a share. */
             const float *behind = c + 1 < c1 ? t.b + kb * k->nr
                                   : last     ? t.b
                                              : w + j->panels * kb * k->nr + c0 * kb * k->nr;
             t.ahead = (const char *)behind;
-            t.ahead_step = ane__cut(k->nr * sizeof(float), n_tiles);
             if (g->scale) post.scale = g->scale + channel + at;
             if (g->shift) post.shift = g->shift + channel + at;
-            for (size_t i = 0; i < n_tiles; i++) {
-                t.a = table + i * segs * k->mr;
-                t.c = tiles[i].y + at;
-                if (post.res) post.res = tiles[i].res + (int64_t)at * res_size;
-                const tile *next = &tiles[i + 1 < n_tiles ? i + 1 : 0];
-                size_t next_at = i + 1 < n_tiles || c + 1 == c1 ? at : at + k->nr;
-                t.next_c = next->y + next_at;
-                if (post.res) t.next_res = next->res + (int64_t)next_at * res_size;
+            for (size_t i = n_tiles; i < n_tiles + 2; i++) {
+                spots[i] = spots[(i - n_tiles) % n_tiles];
+                if (c + 1 == c1) continue;
+                spots[i].c += k->nr;
+                if (spots[i].res) spots[i].res += (int64_t)k->nr * res_size;
+            }
+            for (size_t i = 0; i < n_tiles; i += t.count) {
+                t.spots = spots + i;
+                for (t.count = 1; i + t.count < n_tiles && tiles[i + t.count].m == tiles[i].m;)
+                    t.count++;
                 j->tile(tiles[i].m, &t);
-                t.ahead += t.ahead_step * kb;
-                if (last && j->direct && !j->whole)
-                    k->finish(&post, t.c, t.ldc, tiles[i].m, width);
+                t.a += t.count * segs * k->mr;
+                t.ahead += t.count * share * kb;
+                for (size_t q = 0; last && j->direct && !j->whole && q < t.count; q++) {
+                    post.res = spots[i + q].res;
+                    if (post.res) post.res += (int64_t)at * res_size;
+                    k->finish(&post, spots[i + q].c + at, ldc, tiles[i].m, width);
+                }
             }
         }
     }

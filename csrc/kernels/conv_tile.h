@@ -15,29 +15,36 @@
 typedef struct ane_conv_post {
     const float *scale, *shift;
     ane_conv_act before, after;
-    const char *res;                    /* of the tile's position 0 and channel 0; or NULL */
+    const char *res;                    /* of position 0 and channel 0; or NULL. Of tiles: any */
     ane_dtype res_dtype;
     int64_t res_s;                      /* bytes between positions */
     bool whole;
 } ane_conv_post;
 
-/* c[i][j] (+)= sum over segments s and k < len of a[s][i][skip + k] * b[s][k][j]: one tile
- * of m <= mr positions by n <= nr channels. b's rows are nr long. post NULL: bare sums. */
+/* Where a tile's position 0 is: its sums, and its residual. */
+typedef struct ane_conv_spot {
+    float *c;
+    const char *res;
+} ane_conv_spot;
+
+/* c[i][j] (+)= sum over segments s and k < len of a[s][i][skip + k] * b[s][k][j]: `count` tiles
+ * of m <= mr positions by n <= nr channels, one after the other. b's rows are nr long. post
+ * NULL: bare sums. */
 typedef struct ane_conv_tile {
-    const float *const *a;              /* [segs][mr] */
+    size_t count;
+    const float *const *a;              /* [count][segs][mr] */
     size_t skip, segs, len;
     const float *b;
-    float *c;
+    const ane_conv_spot *spots;         /* [count + soon] */
+    size_t at;                          /* floats from a spot to the first channel */
     size_t ldc, n;
     bool add;
     const int32_t *init;                /* what integer sums begin with, by channel; or NULL */
     const ane_conv_post *post;
-    /* Fetched meanwhile: from `ahead` a step per k, and the lines that the tile after this
-     * one stores to and takes its residual from. */
+    /* Fetched meanwhile: from `ahead` a step per k, and the lines that the tile `soon` after
+     * this one stores to and takes its residual from. */
     const char *ahead;
-    size_t ahead_step;
-    const float *next_c;
-    const char *next_res;
+    size_t ahead_step, soon;
 } ane_conv_tile;
 
 /* y[i][c] = sum over taps of a[t][i*step + c] * w[t][c]: px <= 4 positions. w's rows have
