@@ -152,3 +152,104 @@ def test_quantize_and_dequantize(kind: str, shape, axis, dtype) -> None:
     ref = _core._testing.eval(p, {"v": x})
     for got, want in zip(k(x).values(), ref.values(), strict=True):
         opcase.same(np.asarray(got), want)
+
+
+CASES = {       # x, weights, attributes of the convolution
+    "3x3": ((2, 7, 6, 5), (9, 7, 3, 3), {"pad_type": "same"}),
+    "1x1": ((1, 20, 7, 7), (33, 20, 1, 1), {}),
+    "one": ((1, 3, 1, 1), (1, 3, 1, 1), {}),
+    "strided": ((1, 5, 9, 11), (70, 5, 3, 2), {"strides": [2, 3], "pad_type": "same"}),
+    "depthwise": ((2, 19, 9, 8), (19, 1, 3, 3), {"groups": 19, "pad_type": "same"}),
+    "grouped": ((1, 6, 5, 5), (4, 3, 3, 3), {"groups": 2}),
+    "1d": ((2, 6, 17), (5, 6, 3), {"pad_type": "same"}),
+    "long": ((1, 600, 3, 5), (17, 600, 1, 3), {}),
+    "transposed": ((1, 6, 4, 5), (6, 8, 3, 2), {"strides": [2, 1]}),
+}
+
+
+def quantised_by_numpy(y: np.ndarray, scale: np.generic, zero: int, kind: str) -> np.ndarray:
+    info = np.iinfo(KINDS[kind])
+    with np.errstate(invalid="ignore", over="ignore"):
+        q = np.rint(y.astype("f8") / float(scale)) + zero
+    return np.where(np.isnan(q), 0, np.clip(q, info.min, info.max)).astype(KINDS[kind])
+
+
+def stored_as_bytes(case: str, dtype: str, kind: str, eight: bool, residual: bool, leaves: str):
+    """conv, relu6, maybe a residual, quantize; `eight`: of 8-bit operands. `leaves`: the bytes
+    alone, bytes and floats, or the floats (what the bytes are made of)."""
+    rng = np.random.default_rng(len(case))
+    xs, ws, attrs = CASES[case]
+    f, o, transposed = np.dtype(dtype).type, mil.ops, case == "transposed"
+    n = ws[1] if transposed else ws[0]
+    w, zero = bytes_of(rng, ws, "int8"), int(bytes_of(rng, (), kind)) // 4
+    scale, w_scale, bias = f(0.043), f(2.0**-7), rng.standard_normal(n).astype(f)
+    terms = int(np.prod(ws)) // n
+
+    def body(x, r=None):
+        if eight:
+            x = o.dequantize(input=o.quantize(input=x, scale=f(0.03), zero_point=np.int8(3),
+                                              output_dtype="int8"), scale=f(0.03), zero_point=np.int8(3))
+            v = o.constexpr_affine_dequantize(quantized_data=w, zero_point=np.int8(0), scale=w_scale,
+                                              axis=np.int32(0))
+        else:
+            v = (w * w_scale).astype(f)
+        y = (o.conv_transpose if transposed else o.conv)(x, v, bias=bias, **attrs)
+        if r is not None:
+            y = o.add(x=o.relu6(x=y), y=r)
+        q = o.quantize(input=y, scale=scale, zero_point=KINDS[kind](zero), output_dtype=kind)
+        return {"bytes": {"q": q}, "both": {"q": q, "y": y}, "floats": {"y": y}}[leaves]
+
+    ports = {"x": mil.spec(xs, opcase.MIL[dtype])}
+    inputs = {"x": (rng.standard_normal(xs) / terms**0.5).astype(f)}
+    if residual:
+        shape = anetorch.compile(stored_as_bytes(case, dtype, kind, eight, False, "floats")[0])(**inputs).shape
+        ports["r"] = mil.spec(tuple(shape), opcase.MIL[dtype])
+        inputs["r"] = rng.standard_normal(shape).astype(f)
+    return mil.build(body, ports, opset="ios18"), inputs, scale, zero
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_store_of_a_convolution_quantises(case: str, kind: str, dtype: str) -> None:
+    """Bit for bit what quantize makes of the floats, alone or beside them."""
+    for eight, residual in itertools.product([False, True], repeat=2):
+        args = (case, dtype, kind, eight, residual)
+        p, inputs, scale, zero = stored_as_bytes(*args, "floats")
+        y = np.asarray(anetorch.compile(p)(**inputs))
+        want = quantised_by_numpy(y, scale, zero, kind)
+        assert want.size < 20 or len(np.unique(want)) > 10
+        for leaves in ("bytes", "both"):
+            k = anetorch.compile(stored_as_bytes(*args, leaves)[0])
+            assert any(s["op"].endswith("+quantize") for s in k.report()), k.report()
+            got = k(**inputs)
+            q = got["q"] if leaves == "both" else got
+            np.testing.assert_array_equal(np.asarray(q), want, f"{eight} {residual} {leaves}")
+            if leaves == "both":
+                np.testing.assert_array_equal(np.asarray(got["y"]), y)
+
+
+def test_a_store_quantises_nan_inf_and_ties() -> None:
+    x = np.array([np.nan, np.inf, -np.inf, 0.25, 0.75, -0.25, 63.75, 1e30, 0.2499999, 127.4], "f4")
+
+    def body(v):
+        y = mil.ops.conv(v, np.ones((1, 1, 1, 1), "f4"))
+        return mil.ops.quantize(input=y, scale=np.float32(0.5), zero_point=np.int8(5), output_dtype="int8")
+
+    k = anetorch.compile(mil.build(body, {"v": mil.spec((1, 1, 1, len(x)), "fp32")}, opset="ios18"))
+    np.testing.assert_array_equal(np.asarray(k(x.reshape(1, 1, 1, -1))).ravel(),
+                                  quantised_by_numpy(x, np.float32(0.5), 5, "int8"))
+
+
+def test_a_quantize_that_is_not_the_first_user_is_a_step_of_its_own() -> None:
+    def body(x):
+        y = mil.ops.conv(x, np.ones((3, 2, 1, 1), "f4"))
+        z = mil.ops.exp(x=y)
+        return z, mil.ops.quantize(input=y, scale=np.float32(0.1), zero_point=np.int8(0), output_dtype="int8")
+
+    k = anetorch.compile(mil.build(body, {"x": mil.spec((1, 2, 3, 3), "fp32")}, opset="ios18"))
+    assert not any("+quantize" in s["op"] for s in k.report())
+    x = np.random.default_rng(0).standard_normal((1, 2, 3, 3)).astype("f4")
+    got = [np.asarray(v) for v in k(x).values()]
+    y = np.repeat(x.sum(1, keepdims=True), 3, 1)
+    np.testing.assert_array_equal(got[1], quantised_by_numpy(y, np.float32(0.1), 0, "int8"))

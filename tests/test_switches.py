@@ -99,6 +99,17 @@ def quantised() -> None:
         kernel = anetorch.compile(p)
         want = next(iter(_core._testing.eval(p, {"x": x}).values()))
         np.testing.assert_array_equal(np.asarray(kernel(x)), want)
+    w = np.arange(-36, 36, dtype="f4").reshape(4, 2, 3, 3) / 8
+
+    def stored(v):
+        y = mil.ops.relu(x=mil.ops.conv(v, w, pad_type="same"))
+        return y, mil.ops.quantize(input=y, scale=np.float32(0.25), zero_point=np.int8(-7), output_dtype="int8")
+
+    p = mil.build(stored, {"v": mil.spec((1, 2, 5, 6), "fp32")}, opset="ios18")
+    x = np.random.default_rng(0).integers(-9, 9, (1, 2, 5, 6)).astype("f4") / 4
+    want = _core._testing.eval(p, {"v": x}).values()
+    for got, ref in zip(test_passes.outputs(anetorch.compile(p), {"v": x}).values(), want, strict=True):
+        np.testing.assert_array_equal(got, ref)
 
 
 def normalisations() -> None:

@@ -95,16 +95,53 @@ static void set_post(const ane_conv_job *j, ane_conv_post *p, int64_t n, size_t 
     if (j->a[2].out == 1) p->res_s = j->a[1].out == 1 ? s[0] : s[1];
 }
 
-/* y's address of position p, channel c. */
-static char *place(const ane_conv_job *j, int64_t n, size_t c, int64_t p) {
-    const ane_planes *y = &j->g->y;
+/* The address of position p, channel c, in y or `eight`, whose positions step by s. */
+static char *place_in(const ane_conv_job *j, const ane_planes *y, const int64_t *s, int64_t n,
+                      size_t c, int64_t p) {
     int64_t first = 0;
     for (int d = 0; d < 3; d++) first += y->s[d] * j->a[d].first;
-    return (char *)y->data + n * y->sn + (int64_t)c * y->sc + first + offset_of(j, j->ys, p);
+    return (char *)y->data + n * y->sn + (int64_t)c * y->sc + first + offset_of(j, s, p);
+}
+static char *place(const ane_conv_job *j, int64_t n, size_t c, int64_t p) {
+    return place_in(j, &j->g->y, j->ys, n, c, p);
 }
 
 static int64_t position_step(const ane_conv_job *j, const int64_t *s) {
     return j->a[2].out > 1 ? s[2] : j->a[1].out > 1 ? s[1] : s[0];
+}
+
+#define PIECE 512                       /* channels quantised at a time where that takes room */
+
+/* Finished rows of positions [at, at + m) as 8-bit integers. */
+static void put_eight(const ane_conv_job *j, int64_t n, size_t channel, int64_t at, size_t m,
+                      const float *rows, size_t ld, size_t cols) {
+    const ane_conv_eight *e = j->g->eight;
+    const ane_vec *vec = j->table->vec;
+    const ane_dtype type = j->g->y.dtype;
+    const bool sign = e->y.dtype == ANE_I8;
+    char *to = place_in(j, &e->y, j->es, n, channel, at);
+    int64_t step = position_step(j, j->es);
+    if (type == ANE_F32 && e->y.sc == 1 && ld == cols && step == (int64_t)cols) {
+        vec->quantize(to, sign, rows, e->scale, e->zero, m * cols);
+        return;
+    }
+    for (size_t i = 0; i < m; i++, to += step, rows += ld)
+        for (size_t c = 0; c < cols; c += PIECE) {
+            size_t w = ane__least_size(PIECE, cols - c);
+            const float *from = rows + c;
+            float rounded[PIECE];
+            uint16_t half[PIECE];
+            uint8_t out[PIECE];
+            if (type != ANE_F32) {      /* they were values of that type in between */
+                vec->store(half, type, from, w);
+                vec->load(rounded, half, type, w);
+                from = rounded;
+            }
+            char *y = to + (int64_t)c * e->y.sc;
+            vec->quantize(e->y.sc == 1 ? (void *)y : out, sign, from, e->scale, e->zero, w);
+            if (e->y.sc == 1) continue;
+            for (size_t l = 0; l < w; l++, y += e->y.sc) *y = (char)out[l];
+        }
 }
 
 /* Finished sums of positions [at, at + m) from scratch to y. */
@@ -113,6 +150,8 @@ static void put(const ane_conv_job *j, int64_t n, size_t channel, int64_t at, si
     ane_conv_post post;
     set_post(j, &post, n, channel, at);
     if (finish && !j->whole) j->k->finish(&post, acc, ld, m, cols);
+    if (j->g->eight) put_eight(j, n, channel, at, m, acc, ld, cols);
+    if (j->g->only_eight) return;
     ane_tile_out out = {.alpha = 1, .c = place(j, n, channel, at), .c_dtype = j->g->y.dtype,
                         .c_rs = position_step(j, j->ys), .c_cs = j->g->y.sc};
     j->table->tile(&out, acc, ld, m, cols);
@@ -225,9 +264,12 @@ static void run_tiles(void *arg, size_t task) {
             }
         }
     }
-    for (int64_t p = p0; !j->direct && p < p1;) {
+    for (int64_t p = p0; (!j->direct || g->eight) && p < p1;) {
         int64_t m = ane__least(p1 - p, j->run - p % j->run);
-        put(j, n, channel, p, (size_t)m, acc + (size_t)(p - p0) * ld, ld, cols, true);
+        if (j->direct)
+            put_eight(j, n, channel, p, (size_t)m, (const float *)(const void *)place(j, n, channel, p),
+                      ldc, cols);
+        else put(j, n, channel, p, (size_t)m, acc + (size_t)(p - p0) * ld, ld, cols, true);
         p += m;
     }
     ane_scratch_pop(scratch);
@@ -313,6 +355,9 @@ static void run_row(void *arg, size_t task) {
             w += px;
         }
         if (!j->direct) put(j, n, 0, p, width, acc, channels, channels, false);
+        else if (g->eight)
+            put_eight(j, n, 0, p, width, (const float *)(const void *)place(j, n, 0, p), dw.ldy,
+                      channels);
     }
     ane_scratch_pop(scratch);
 }
@@ -357,8 +402,12 @@ static size_t plan_phase(ane_conv_job *j, int threads) {
     }
     j->positions = out[0] * out[1] * out[2];
     if (!j->positions) return 0;
-    j->direct = ane__rows_writable(&g->y, g->cout);
+    j->direct = !g->only_eight && ane__rows_writable(&g->y, g->cout);
     j->run = ane__even_run(out, j->ys);
+    if (g->eight) {
+        for (int d = 0; d < 3; d++) j->es[d] = g->eight->y.s[d] * j->a[d].step;
+        j->run = ane__least(j->run, ane__even_run(out, j->es));
+    }
     if (g->residual) {
         const ane_planes *r = g->residual;
         j->run = ane__least(j->run, ane__even_run(out, rs));

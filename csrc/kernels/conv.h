@@ -33,12 +33,21 @@ typedef struct ane_planes {
     int64_t sn, sc, s[3];
 } ane_planes;
 
+/* The result once more, as 8-bit integers: what ane_vec.quantize makes of it. */
+typedef struct ane_conv_eight {
+    ane_planes y;                       /* ANE_I8 or ANE_U8 */
+    double scale;
+    int zero;
+} ane_conv_eight;
+
 typedef struct ane_conv_args {
     bool transposed;
     int64_t n, groups, cin, cout;       /* channels of all groups */
     int64_t in[3], out[3], kernel[3], stride[3], dilation[3];
     int64_t pad[3];                     /* before; what lies behind follows from out */
     ane_planes x, y;
+    const ane_conv_eight *eight;        /* NULL: none */
+    bool only_eight;                    /* y is not wanted: of it, the type alone counts */
     /* conv: [cout, cin/groups, K]; transposed: [cin, cout/groups, K]. */
     const void *w;
     ane_dtype w_dtype;

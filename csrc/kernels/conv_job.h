@@ -46,6 +46,7 @@ typedef struct ane_conv_job {
     bool direct;                        /* tiles go to y itself */
     bool whole;
     int64_t ys[3], run;                 /* y's strides of this phase's positions (bytes) */
+    int64_t es[3];                      /* and those of `eight` */
     int64_t positions, blocks, block;   /* of one image */
     size_t parts, part;                 /* of panels */
     atomic_bool failed;

@@ -113,6 +113,8 @@ ane_status ane__conv_check(const ane_conv_args *g, ane_error *err) {
     if (ints ? !is_float(g->y.dtype) : !is_float(g->x.dtype) || !is_float(g->y.dtype) || !is_float(g->w_dtype) ||
         (g->residual && !is_float(g->residual->dtype)))
         return ane_fail(err, ANE_ERR_DTYPE, "[conv] expected float16, bfloat16 or float32");
+    if (g->eight && !is_byte(g->eight->y.dtype))
+        return ane_fail(err, ANE_ERR_DTYPE, "[conv] expected int8 or uint8 behind quantize");
     if (g->n < 0 || g->groups < 1 || g->cin % g->groups || g->cout % g->groups)
         return ane_fail(err, ANE_ERR_SHAPE, "[conv] %lld and %lld channels in %lld groups",
                         (long long)g->cin, (long long)g->cout, (long long)g->groups);

@@ -186,4 +186,28 @@ static inline void v_transpose(vf r[VW]) {
     }
 }
 
+/* 8-bit values. The lowest bytes of 32 lanes. */
+static inline void v_low_bytes(uint8_t *to, const vf *r) {
+    __m256i q[4], low = _mm256_set1_epi32(255);
+    UNROLL for (int i = 0; i < 4; i++) q[i] = _mm256_and_si256(_mm256_castps_si256(r[i]), low);
+    __m256i a = _mm256_packus_epi32(q[0], q[1]), b = _mm256_packus_epi32(q[2], q[3]);
+    __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    a = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order);
+    _mm256_storeu_si256((void *)to, a);
+}
+static inline bool v_any(vm m) { return _mm256_movemask_ps(m) != 0; }
+/* VW bytes, and 32 of them as int16 less `by`. */
+static inline vf v_from_bytes(const void *p, bool sign) {
+    __m128i x = _mm_loadl_epi64(p);
+    return _mm256_cvtepi32_ps(sign ? _mm256_cvtepi8_epi32(x) : _mm256_cvtepu8_epi32(x));
+}
+static inline void v_widen_bytes(int16_t *to, const void *p, bool sign, int by) {
+    __m256i less = _mm256_set1_epi16((int16_t)by);
+    UNROLL for (int i = 0; i < 32; i += 16) {
+        __m128i x = _mm_loadu_si128((const void *)((const char *)p + i));
+        __m256i y = sign ? _mm256_cvtepi8_epi16(x) : _mm256_cvtepu8_epi16(x);
+        _mm256_storeu_si256((void *)(to + i), _mm256_sub_epi16(y, less));
+    }
+}
+
 #endif

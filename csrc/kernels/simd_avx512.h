@@ -131,4 +131,21 @@ static inline void v_transpose(vf r[VW]) {
     }
 }
 
+/* 8-bit values. The lowest bytes of 32 lanes. */
+static inline void v_low_bytes(uint8_t *to, const vf *r) {
+    UNROLL for (int i = 0; i < 2; i++)
+        _mm_storeu_si128((void *)(to + 16 * i), _mm512_cvtepi32_epi8(_mm512_castps_si512(r[i])));
+}
+static inline bool v_any(vm m) { return m != 0; }
+/* VW bytes, and 32 of them as int16 less `by`. */
+static inline vf v_from_bytes(const void *p, bool sign) {
+    __m128i x = _mm_loadu_si128(p);
+    return _mm512_cvtepi32_ps(sign ? _mm512_cvtepi8_epi32(x) : _mm512_cvtepu8_epi32(x));
+}
+static inline void v_widen_bytes(int16_t *to, const void *p, bool sign, int by) {
+    __m256i x = _mm256_loadu_si256(p);
+    __m512i y = sign ? _mm512_cvtepi8_epi16(x) : _mm512_cvtepu8_epi16(x);
+    _mm512_storeu_si512(to, _mm512_sub_epi16(y, _mm512_set1_epi16((int16_t)by)));
+}
+
 #endif

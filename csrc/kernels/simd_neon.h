@@ -122,4 +122,32 @@ static inline void v_transpose(vf r[VW]) {
 #undef S
 }
 
+/* 8-bit values. The lowest bytes of 32 lanes. */
+static inline void v_low_bytes(uint8_t *to, const vf *r) {
+    UNROLL for (int i = 0; i < 8; i += 4) {
+        uint16x8_t a = vcombine_u16(vmovn_u32(vreinterpretq_u32_f32(r[i])),
+                                    vmovn_u32(vreinterpretq_u32_f32(r[i + 1])));
+        uint16x8_t b = vcombine_u16(vmovn_u32(vreinterpretq_u32_f32(r[i + 2])),
+                                    vmovn_u32(vreinterpretq_u32_f32(r[i + 3])));
+        vst1q_u8(to + 4 * i, vcombine_u8(vmovn_u16(a), vmovn_u16(b)));
+    }
+}
+static inline bool v_any(vm m) { return vmaxvq_u32(m) != 0; }
+/* VW bytes, and 32 of them as int16 less `by`. */
+static inline vf v_from_bytes(const void *p, bool sign) {
+    uint8_t four[8] = {0};
+    memcpy(four, p, 4);
+    uint8x8_t x = vld1_u8(four);
+    int16x8_t y = sign ? vmovl_s8(vreinterpret_s8_u8(x)) : vreinterpretq_s16_u16(vmovl_u8(x));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(y)));
+}
+static inline void v_widen_bytes(int16_t *to, const void *p, bool sign, int by) {
+    int16x8_t less = vdupq_n_s16((int16_t)by);
+    UNROLL for (int i = 0; i < 32; i += 8) {
+        uint8x8_t x = vld1_u8((const uint8_t *)p + i);
+        int16x8_t y = sign ? vmovl_s8(vreinterpret_s8_u8(x)) : vreinterpretq_s16_u16(vmovl_u8(x));
+        vst1q_u8((void *)(to + i), vreinterpretq_u8_s16(vsubq_s16(y, less)));
+    }
+}
+
 #endif

@@ -102,4 +102,21 @@ static inline vf v_split(vf x, vf *e) {
 
 static inline void v_transpose(vf r[VW]) { (void)r; }
 
+/* 8-bit values. The lowest bytes of 32 lanes. */
+static inline void v_low_bytes(uint8_t *to, const vf *r) {
+    for (int i = 0; i < 32; i++) to[i] = (uint8_t)ane_f32_bits(r[i]);
+}
+static inline bool v_any(vm m) { return m; }
+/* VW bytes, and 32 of them as int16 less `by`. */
+static inline vf v_from_bytes(const void *p, bool sign) {
+    return sign ? (vf)*(const int8_t *)p : (vf)*(const uint8_t *)p;
+}
+static inline void v_widen_bytes(int16_t *to, const void *p, bool sign, int by) {
+    for (int i = 0; i < 32; i++) {
+        int x = sign ? ((const int8_t *)p)[i] : ((const uint8_t *)p)[i];
+        int16_t y = (int16_t)(x - by);
+        memcpy((char *)to + 2 * i, &y, sizeof y);
+    }
+}
+
 #endif

@@ -1,5 +1,6 @@
 /* What follows a convolution element by element goes into its store: batch_norm and other
- * per-channel scales and shifts, one activation, one residual, another activation, a cast. */
+ * per-channel scales and shifts, one activation, one residual, another activation, a cast,
+ * and one quantize, beside whose bytes the result itself may be wanted, too. */
 #include "group.h"
 
 #include <string.h>
@@ -76,7 +77,21 @@ static bool take(ane_conv_fused *f, const ane_op *op, const ane_value *in, bool 
     return true;
 }
 
+/* A quantize that is the first to use what grp leaves: all others stand behind it. */
+static bool take_quantize(ane_graph *g, ane_group *grp) {
+    const ane_value *out = grp->conv.out;
+    double scale;
+    int zero, n = g->n_users[out->id], u = n ? g->users[out->id][0] : -1;
+    if (u < 0 || g->group[u] || !ane_op_quantizes(g->ops[u], &scale, &zero) ||
+        ane_op_in(g->ops[u], "input") != out)
+        return true;
+    grp->conv.eight = g->ops[u];
+    grp->conv.only_eight = !g->output[out->id] && n == 1;
+    return ane_group_add(g, grp, u);
+}
+
 ane_status ane_fuse_conv(ane_graph *g, ane_error *err) {
+    bool requant = ane_fusion_on(g, ANE_FUSE_requant) && ane_kernel_on(ANE_FAMILY_int8);
     for (int i = 0; i < g->n; i++) {
         const ane_op *op = g->ops[i];
         ane_quantized q;
@@ -98,6 +113,7 @@ ane_status ane_fuse_conv(ane_graph *g, ane_error *err) {
             if (!ane_group_add(g, grp, u)) goto nomem;
             grp->conv.out = g->ops[u]->results[0];
         }
+        if (conv && requant && !take_quantize(g, grp)) goto nomem;
     }
     return ANE_OK;
 nomem:

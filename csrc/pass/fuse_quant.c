@@ -83,6 +83,17 @@ bool ane_op_is_quantized(const ane_graph *g, const ane_op *op, ane_quantized *q)
            image_of(ane_op_in(op, "x"), q) && weights_of(w, out_axis, q);
 }
 
+bool ane_op_quantizes(const ane_op *op, double *scale, int *zero) {
+    if (strcmp(op->row->name, "quantize") || !is_byte(op->results[0]->type)) return false;
+    const ane_const *s = ane_op_const(op, "scale"), *z = ane_op_const(op, "zero_point");
+    if (!s || !s->data || ane_type_count(s->type) != 1 || (ane_op_in(op, "zero_point") && !z) ||
+        (z && ane_type_count(z->type) != 1))
+        return false;
+    *scale = ane_const_f64(s, 0);
+    *zero = z ? (int)ane_const_i64(z, 0) : 0;
+    return true;
+}
+
 /* A dequantisation is not needed where every user takes the integers. */
 static bool taken_by_all(const ane_graph *g, const ane_value *v) {
     ane_quantized q;

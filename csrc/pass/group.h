@@ -14,6 +14,7 @@
     X(product)      /* bias, scale, activation, residual, casts around a matrix product */  \
     X(conv)         /* batch_norm, scale, activation, residual, a cast behind a conv */     \
     X(quant)        /* dequantisation in front of a product of 8-bit operands */            \
+    X(requant)      /* quantisation behind a convolution */                                 \
     X(softmax)      /* scale and mask (any chain) in front of a softmax */                  \
     X(reduce)       /* a chain in front of a reduction */                                   \
     X(chain)        /* element-wise ops into one pass */                                    \
@@ -79,7 +80,9 @@ typedef struct ane_conv_fused {
     const ane_op *affine[ANE_CONV_AFFINE];      /* batch_norm, mul, add; per channel */
     const ane_op *before, *after;               /* activations; NULL: none */
     const ane_value *residual;                  /* NULL: none */
-    const ane_value *out;                       /* what the group leaves */
+    const ane_value *out;                       /* what the group leaves, unless only eight */
+    const ane_op *eight;                        /* quantize behind it; NULL: none */
+    bool only_eight;                            /* nobody else takes `out` */
 } ane_conv_fused;
 
 typedef struct ane_group {
@@ -124,6 +127,8 @@ bool ane_kernel_on(ane_family which);
 ane_status ane_fuse_attention(ane_graph *g, ane_error *err);
 void ane_fuse_quant(ane_graph *g);
 ane_status ane_fuse_conv(ane_graph *g, ane_error *err);
+/* Is op a quantize to bytes with one constant scale and zero point? */
+bool ane_op_quantizes(const ane_op *op, double *scale, int *zero);
 ane_status ane_fuse_product(ane_graph *g, ane_error *err);
 ane_status ane_fuse_rows(ane_graph *g, ane_error *err);
 ane_status ane_fuse_chain(ane_graph *g, ane_error *err);

@@ -9,15 +9,15 @@
 #include "../../kernels/conv.h"
 
 #include <math.h>
-#include <math.h>
 #include <string.h>
 
 /* Views of a step. */
-enum { Y, X, W, R, BIAS, VIEWS };
+enum { Y, Y8, X, W, R, BIAS, VIEWS, RESULTS = X };
 
 typedef struct conv {
     ane_conv_args args;                 /* addresses are filled per run, in a copy */
     ane_planes residual;
+    ane_conv_eight eight;               /* where view Y8 is there */
     bool has_residual, varying;         /* varying: the bias is not constant */
     float *scale, *shift;
     bool product;
@@ -111,7 +111,12 @@ static ane_status run_conv(ane_exec *ex, const ane_step *s, ane_error *err) {
     ane_planes residual = c->residual;
     float *shift = NULL;
     g.x.data = ane_at(ex, &s->views[X]);
-    g.y.data = ane_at(ex, &s->views[Y]);
+    if (!g.only_eight) g.y.data = ane_at(ex, &s->views[Y]);
+    ane_conv_eight eight = c->eight;
+    if (g.eight) {
+        eight.y.data = ane_at(ex, &s->views[Y8]);
+        g.eight = &eight;
+    }
     g.w = ane_at(ex, &s->views[W]);
     g.packed = ane_packed_data(c->packed);
     g.scale = c->scale;
@@ -261,7 +266,7 @@ static bool as_product(ane_planner *pl, const ane_op *op, const ane_conv_fused *
     ane_gemm_args *g = &c->gemm;
     const ane_view *x = &v[X], *w = &v[W], *y = &v[Y];
     int64_t unit = (int64_t)ane_dtype_size(x->dtype), positions = 1;
-    if (!ane_conv_is_product(op) || f->n_affine || f->after) return false;
+    if (!ane_conv_is_product(op) || f->n_affine || f->after || f->eight) return false;
     for (int d = 2; d < x->rank; d++) positions *= x->shape[d];
     if (x->strides[1] == unit && x->shape[1] > 1 && positions > 1) return false;
     static const struct { const char *name; ane_act act; } acts[] = {
@@ -332,13 +337,14 @@ static ane_status as_image(ane_planner *pl, const ane_op *op, ane_view *v, ane_v
     to[1][0] = to[0][0];
     ane_status st = ANE_OK;
     if (!ane_view_count(&v[Y])) return ANE_OK;
-    for (int i = Y; i <= X && !st; i++) {
+    for (int side = 0; side < 2 && !st; side++) {
+        int i = side ? X : Y;
         ane_view m, from = v[i], dense;
-        if (!ane_view_reshape(&from, 2, to[i], &m)) {
+        if (!ane_view_reshape(&from, 2, to[side], &m)) {
             st = ane_plan_temp(pl, &from, &dense);
             if (!st && i == X) st = ane_plan_copy(pl, &dense, &from);
             if (!st && i == Y) *room = dense;
-            if (!st) ANE_ASSERT(ane_view_reshape(&dense, 2, to[i], &m));
+            if (!st) ANE_ASSERT(ane_view_reshape(&dense, 2, to[side], &m));
         }
         image_of(&m);
         v[i] = m;
@@ -372,7 +378,14 @@ ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *g
     ane_status st = ane_plan_operand(pl, quantized ? q.x : ane_op_in(op, "x"), &v[X]);
     if (!st) st = ane_plan_operand(pl, quantized ? q.w : ane_op_in(op, "weight"), &v[W]);
     if (!st && bias && (!bias->konst || pl->opts->target)) st = ane_plan_operand(pl, bias, &v[BIAS]);
-    if (!st) st = ane_plan_dest(pl, f->out, &v[Y]);
+    if (!st && f->only_eight) {
+        /* No memory: its type alone counts. */
+        ane_view_of_type(f->out->type, -1, &v[Y]);
+        for (int d = 0; d < v[Y].rank; d++) v[Y].strides[d] = 0;
+    } else if (!st) {
+        st = ane_plan_dest(pl, f->out, &v[Y]);
+    }
+    if (!st && f->eight) st = ane_plan_dest(pl, f->eight->results[0], &v[Y8]);
     whole = room = v[Y];
     if (!st && matrix) st = as_image(pl, op, v, &room);
     if (!st && f->residual) st = ane_plan_operand(pl, f->residual, &v[R]);
@@ -401,6 +414,12 @@ ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *g
         }
         a->x = ane_planes_of(&v[X]);
         a->y = ane_planes_of(&v[Y]);
+        if (f->eight) {
+            a->eight = &c->eight;       /* a copy that has the address, when it runs */
+            a->only_eight = f->only_eight;
+            c->eight.y = ane_planes_of(&v[Y8]);
+            (void)ane_op_quantizes(f->eight, &c->eight.scale, &c->eight.zero);
+        }
         (void)act_of(f->before, &a->before);
         (void)act_of(f->after, &a->after);
         if (f->residual) {
@@ -416,7 +435,7 @@ ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *g
         if (bytes && !(c->packed = ane_plan_packed(pl, bytes)))
             return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     }
-    ane_step *s = ane_plan_step(pl, run_conv, f->out->def, 1, VIEWS - 1);
+    ane_step *s = ane_plan_step(pl, run_conv, f->out->def, RESULTS, VIEWS - RESULTS);
     if (!s) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     memcpy(s->views, v, sizeof v);
     s->prepare = prepare_conv;
