@@ -473,15 +473,15 @@ def test_binary(table: str, name: str) -> None:
 
 
 def larger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The maximum; NaN where either is; of two zeros the second, as the instruction gives."""
-    return np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), np.where(a > b, a, b))
+    """The maximum; NaN where either is; of two zeros the first."""
+    return np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), np.where(b > a, b, a))
 
 
 def smaller(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), np.where(a < b, a, b))
+    return np.where(np.isnan(a) | np.isnan(b), np.float32(np.nan), np.where(b < a, b, a))
 
 
-STEP_UNARY = {"relu": lambda x: larger(np.float32(0), x),
+STEP_UNARY = {"relu": lambda x: larger(x, np.float32(0)),
               "sqrt": np.sqrt, "rsqrt": lambda x: np.float32(1) / np.sqrt(x),
               "recip": lambda x: np.float32(1) / x, "abs": np.abs, "neg": np.negative,
               "square": np.square}
@@ -507,7 +507,7 @@ def test_steps_round_once_at_the_end(table: str, seed: int) -> None:
     special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 6e-8, 65504, -1.5], np.float32)
     seen = set()
     for case in range(60):
-        n = int(rng.choice([0, 1, 3, 7, 8, 31, 63, 64, 65, 127, 128, 129, 300, 1000]))
+        n = int(rng.choice([0, 1, 3, 7, 8, 31, 63, 64, 65, 95, 96, 97, 128, 192, 255, 256, 300, 1000]))
         source, target = rng.choice(dtypes, 2)
 
         def row(dtype: str, n: int = n) -> np.ndarray:
@@ -568,6 +568,68 @@ def test_steps_are_the_rows_bit_for_bit() -> None:
                         T.steps(table, regs, x, [(name, s, left), *more])
                         same = rows.view(np.uint32) == regs.view(np.uint32)
                         assert (same | np.isnan(rows) & np.isnan(regs)).all(), (table, name, s, left)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_steps_that_read_what_the_chain_began_with(table: str) -> None:
+    """x as a row of its own chain, for every function and dtype and as another dtype's bits:
+    what x holds where it is NaN, infinite or a zero of either sign, the chain's value being
+    something else there or the same."""
+    rng = np.random.default_rng(1)
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1, -1], np.float32)
+    for dtype in ("float16", "float32", "bfloat16"):
+        x = rng.standard_normal(700).astype(np.float32)
+        x[:490] = np.tile(special, 70)
+        x = narrow(x, dtype)
+        for name in STEP_BINARY:
+            for left in (False, True):
+                for before in ([], [("mul", -1.0, False)], [("mul", 0.0, False)],
+                               [("div", 0.5, True), ("mul", 0.0, False)]):
+                    want = widened(x)
+                    with np.errstate(all="ignore"):
+                        for other, v, reverse in [*before, (name, widened(x), left)]:
+                            v = np.float32(v)
+                            a, b = (v, want) if reverse else (want, v)
+                            want = STEP_BINARY[other](a, b)
+                    y = np.empty(x.shape, np.float32)
+                    T.steps(table, y, x, [*before, (name, x, left)])
+                    case = (table, dtype, name, left, before)
+                    assert np.array_equal(y, want, equal_nan=True), case
+                    assert (np.signbit(y) == np.signbit(want))[~np.isnan(want)].all(), case
+    # The same address as another dtype is another row.
+    x = rng.standard_normal(300).astype(np.float16)
+    x[::3] = np.nan
+    bits = x.view(np.uint16)
+    y = np.empty(300, np.float32)
+    T.steps(table, y, x, [("max", bits, False)])
+    assert np.array_equal(y, larger(widened(x), widened(bits)), equal_nan=True)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_step_in_every_place(table: str) -> None:
+    """The frequent functions are decided four at a time: each at each place, between others."""
+    rng = np.random.default_rng(2)
+    x, row = (rng.standard_normal(300).astype(np.float32) for _ in range(2))
+    frequent = [("mul", 1.25, False), ("add", 0.375, False), ("max", -0.5, False),
+                ("min", 0.75, False), ("sub", 2.0, True)]
+    others = [("add", row, False), ("mul", row, False), ("sub", row, False), ("max", row, False),
+              ("min", row, True), ("div", row, True), ("abs", None, False), ("square", None, False)]
+    for k in range(1, 10):
+        for place in range(k):
+            for one in frequent + others:
+                steps = [frequent[int(i)] for i in rng.integers(len(frequent), size=k)]
+                steps[place] = one
+                want = x
+                with np.errstate(all="ignore"):
+                    for name, v, left in steps:
+                        if v is None:
+                            want = STEP_UNARY[name](want)
+                            continue
+                        a, b = (np.float32(v), want) if left else (want, np.float32(v))
+                        want = STEP_BINARY[name](a, b)
+                y = np.empty_like(x)
+                T.steps(table, y, x, steps)
+                assert np.array_equal(y, want, equal_nan=True), (steps, place)
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -116,7 +116,7 @@ static void conv_pool(ane_pool_kind kind, const float *const *a, size_t taps, fl
         vf s = v_set1(kind == ANE_POOL_MAX ? -INFINITY : 0.0f);
         for (size_t t = 0; t < taps; t++) {
             vf v = left == VW ? v_loadu(a[t] + c) : v_load_n(a[t] + c, left);
-            if (kind == ANE_POOL_MAX) s = f_max(v, s);
+            if (kind == ANE_POOL_MAX) s = f_max(s, v);
             else if (kind == ANE_POOL_AVG) s = v_add(s, v);
             else s = v_fma(v, v, s);
         }

@@ -137,9 +137,10 @@ static inline vf f_add(vf a, vf b) { return v_add(a, b); }
 static inline vf f_sub(vf a, vf b) { return v_sub(a, b); }
 static inline vf f_mul(vf a, vf b) { return v_mul(a, b); }
 static inline vf f_div(vf a, vf b) { return v_div(a, b); }
-/* v_max and v_min give the second where either is NaN; put a NaN first operand back. */
-static inline vf f_max(vf a, vf b) { return v_sel(v_isnan(a), a, v_max(a, b)); }
-static inline vf f_min(vf a, vf b) { return v_sel(v_isnan(a), a, v_min(a, b)); }
+/* v_max and v_min give the second where either is NaN; put a NaN first operand back. Of two
+ * zeros the result is a. */
+static inline vf f_max(vf a, vf b) { return v_sel(v_isnan(b), b, v_max(b, a)); }
+static inline vf f_min(vf a, vf b) { return v_sel(v_isnan(b), b, v_min(b, a)); }
 
 /* ---------------------------------------------------------------- rows */
 
@@ -271,10 +272,10 @@ static float vec_sumsq_about(const float *x, float center, size_t n) {
         vf a = v_set1(from), b = a;                                                       \
         size_t i = 0;                                                                     \
         for (; i + 2 * VW <= n; i += 2 * VW) {                                            \
-            a = f(v_loadu(x + i), a);                                                     \
-            b = f(v_loadu(x + i + VW), b);                                                \
+            a = f(a, v_loadu(x + i));                                                     \
+            b = f(b, v_loadu(x + i + VW));                                                \
         }                                                                                 \
-        for (; i + VW <= n; i += VW) a = f(v_loadu(x + i), a);                            \
+        for (; i + VW <= n; i += VW) a = f(a, v_loadu(x + i));                            \
         v_storeu(s, f(a, b));                                                             \
         for (int j = 0; j < VW; j++)                                                      \
             if (!(OVER(best, s[j]))) best = s[j];                                         \

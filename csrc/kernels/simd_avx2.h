@@ -7,6 +7,7 @@
 #include "simd.h"
 
 #define VW 8
+#define V_UNITS 12
 typedef __m256 vf;
 typedef __m256 vm;
 

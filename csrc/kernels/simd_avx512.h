@@ -7,6 +7,7 @@
 #include "simd.h"
 
 #define VW 16
+#define V_UNITS 16
 typedef __m512 vf;
 typedef __mmask16 vm;
 

@@ -8,6 +8,7 @@
 #include "simd.h"
 
 #define VW 4
+#define V_UNITS 16
 typedef float32x4_t vf;
 typedef uint32x4_t vm;
 

@@ -10,6 +10,7 @@
 #include "simd.h"
 
 #define VW 1
+#define V_UNITS 8
 typedef float vf;
 typedef bool vm;
 
