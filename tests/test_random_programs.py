@@ -40,7 +40,7 @@ def compare(case: Case, got: dict, want: dict, wide: dict, what: str) -> int:
         a, b, wide_b = a[~over], b[~over], wide[name][~over]
         # What rounding at every op cost the evaluator may be spared or spent by the kernel.
         error = np.abs(a.astype("f8") - wide_b) - 4 * np.abs(b.astype("f8") - wide_b)
-        bound = tol * (np.abs(wide_b) + 2.0**-6 * np.abs(wide_b).max(initial=0))
+        bound = tol * (np.abs(wide_b) + 2.0**-6 * np.abs(wide_b).max(initial=0)) + np.finfo(b.dtype).tiny
         assert (error <= bound).all(), f"{what}, {name}: off by {error.max()}"
     return compared
 
