@@ -36,6 +36,7 @@ class Report(list):
 
     Each step has ``op`` ("matmul+add+relu": what was fused), ``name`` (of the value it leaves),
     ``values`` (all that its ops make; those before the last exist in no memory), ``kernel``,
+    ``packed`` ("constant" or "kept": an operand that was packed once, or once per write),
     ``isa`` ("" is plain C), ``begin`` and ``seconds``, ``flops``, ``bytes``, ``gflop_s``,
     ``gb_s``, and how near that is to what the machine can do: ``of_flops`` (of the FMA peak in
     that table's registers) and ``of_copy`` (of a copy that moves as many bytes), both measured
@@ -81,7 +82,7 @@ class Report(list):
             inside = [v for v in s["values"] if v != s["name"]]
             name = s["name"] + (f" ({', '.join(inside)} inside)" if inside else "")
             rows.append((
-                s["op"], name, s["kernel"], s["isa"] or "C", f"{s['seconds'] * 1e6:.1f}",
+                s["op"], name, s["kernel"] + (", packed once" if s.get("packed") else ""), s["isa"] or "C", f"{s['seconds'] * 1e6:.1f}",
                 f"{s['seconds'] / total:.0%}", f"{s['gflop_s']:.1f}" if s["flops"] else "",
                 f"{s['gb_s']:.1f}" if s["gb_s"] else "",
                 f"{s['of_flops']:.0%}" if s["of_flops"] is not None else "",
@@ -141,7 +142,7 @@ class Memory(dict):
 
     def _summary(self) -> str:
         return (f"{self['total']:,} bytes: " + ", ".join(
-            f"{k} {self[k]:,}" for k in ("inputs", "outputs", "constants", "packed", "scratch",
+            f"{k} {self[k]:,}" for k in ("inputs", "outputs", "constants", "packed", "kept", "scratch",
                                          "threads", "reference", "rounding") if self[k])
             + (f"; scratch without reuse would be {self['values']:,}" if self["values"] else ""))
 

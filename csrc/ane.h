@@ -171,6 +171,15 @@ ANE_API void ane_surface_invalidate(ane_surface *s, size_t offset, size_t bytes,
 ANE_API void ane_surface_validate(ane_surface *s, size_t offset, size_t bytes);
 ANE_API ane_status ane_surface_check(const ane_surface *s, size_t offset, size_t bytes,
                                      ane_error *err);
+/* Kernels may keep what they have made of an operand (matrices in a product's own order) while
+ * it is not written. They do so only for surfaces whose writes are all known, which the owner
+ * promises by `track`: from then on whoever writes by other means than this library's functions
+ * says so, by ane_tensor_written or `touch` after a write, or by `expose` before (true) and after
+ * (false) a time in which somebody may write. Counted. Memory that is wrapped, a device's, another
+ * process's or a forked child's is never trusted. */
+ANE_API void ane_surface_track(ane_surface *s);
+ANE_API void ane_surface_touch(ane_surface *s, size_t offset, size_t bytes);
+ANE_API void ane_surface_expose(ane_surface *s, bool on);
 
 /* Sharing with other processes; UNSUPPORTED for heap and external memory. A descriptor is the
  * surface's own (do not close it) and its file position is *offset. A handle is a short text
@@ -236,7 +245,7 @@ ANE_API ane_status ane_tensor_check(const ane_tensor *t, ane_error *err);
 /* Whether two views share a byte; may say yes for interleaved views that do not. */
 ANE_API bool ane_tensor_overlap(const ane_tensor *a, const ane_tensor *b);
 /* ane_surface_check of the view's range; and the mark of a full write, to be called by
- * whoever writes through ane_tensor_data. */
+ * whoever writes through ane_tensor_data (of a part: ane_surface_touch). */
 ANE_API ane_status ane_tensor_readable(const ane_tensor *t, ane_error *err);
 ANE_API void ane_tensor_written(const ane_tensor *t);
 /* Integers that stand for real numbers: scale * (stored - zero_point). Plain data beside a
@@ -774,6 +783,9 @@ ANE_API ane_status ane_request_create(ane_kernel *k, const ane_tensor *inputs, s
 ANE_API ane_status ane_request_rebind(ane_request *r, const ane_tensor *inputs, size_t n_in,
                                       const ane_tensor *outputs, size_t n_out,
                                       ane_error *err);
+/* Before its first run: there will be no second one soon, so nothing is kept for it (packed
+ * weights, see ane_surface_track). */
+ANE_API void ane_request_once(ane_request *r);
 ANE_API ane_request *ane_request_retain(ane_request *r);
 ANE_API void ane_request_release(ane_request *r);
 ANE_API ane_kernel *ane_request_kernel(const ane_request *r);
@@ -789,6 +801,8 @@ typedef struct ane_step_info {
     const char *name;                   /* the value it makes */
     const char *kernel;                 /* "f32_12x32__avx512", "reference", ... */
     const char *isa;                    /* table it is from; "": plain C */
+    const char *packed;                 /* "constant", "kept": an operand that is packed once, or
+                                           once per write; "": each run packs what it needs */
     const char *const *values;          /* what its ops make, in program order: the fused ones
                                            too, which exist in no memory */
     size_t n_values;
@@ -806,6 +820,8 @@ typedef struct ane_thread_info {
 typedef struct ane_memory_info {
     size_t inputs, outputs, constants;
     size_t packed;                      /* constants once more, as products want them */
+    size_t kept;                        /* bound weights of products of few rows once more, for as
+                                           long as nobody writes to them (ane_surface_track) */
     size_t scratch;                     /* the block that a run borrows */
     size_t threads;                     /* blocks that threads fill as they go (panels, tiles,
                                            rows, staged operands) and keep for later runs, on as
@@ -822,7 +838,7 @@ typedef struct ane_memory_info {
 typedef struct ane_buffer_info {
     const char *name;                   /* a value, or "" for a temporary copy; lives for the
                                            call */
-    const char *kind;                   /* "input", "output", "constant", "packed", "scratch",
+    const char *kind;                   /* "input", "output", "constant", "packed", "kept", "scratch",
                                            "thread" (its blocks: the caller's, a worker's) */
     size_t bytes, offset;               /* offset: in the scratch block */
     size_t first, last;                 /* steps between which a scratch buffer is in use */

@@ -236,6 +236,10 @@ void ane_request_release(ane_request *r) {
     ane_free(r);
 }
 
+void ane_request_once(ane_request *r) {
+    if (r->kernel->backend->once) r->kernel->backend->once(r->binding);
+}
+
 ane_kernel *ane_request_kernel(const ane_request *r) { return r->kernel; }
 const ane_tensor *ane_request_input(const ane_request *r, size_t i) {
     return i < r->kernel->n_in ? &r->in[i] : NULL;
@@ -319,10 +323,11 @@ size_t ane_request_step_count(const ane_request *r) {
 }
 
 void ane_request_step(ane_request *r, size_t i, ane_step_info *info) {
-    *info = (ane_step_info){.op = "", .name = "", .kernel = "", .isa = ""};
+    *info = (ane_step_info){.op = "", .name = "", .kernel = "", .isa = "", .packed = ""};
     if (i >= ane_request_step_count(r) || !r->kernel->backend->step) return;
     r->kernel->backend->step(r->binding, i, info);
     if (!info->isa) info->isa = "";      /* devices without kernel tables */
+    if (!info->packed) info->packed = "";
 }
 
 size_t ane_request_thread_count(ane_request *r) {

@@ -1,6 +1,7 @@
 #include "testing.h"
 
 #include "base/mem.h"
+#include "backend/cpu/cpu.h"
 #include "base/sync.h"
 #include "ir/ops.h"
 #include "kernels/kernels.h"
@@ -31,7 +32,7 @@
     X(ane_json_decode)                                                                 \
     /* the rest */                                                                     \
     X(ane_mem_fail_after)                                                              \
-    X(ane_mem_watch) X(ane_mem_watch_read) X(ane_memplan) X(ane_scratch_used)                                                 \
+    X(ane_mem_watch) X(ane_mem_watch_read) X(ane_memplan) X(ane_scratch_used) X(ane_kept_packs)                                                 \
     X(ane_shadow_create)                                                               \
     X(ane_shadow_destroy)                                                              \
     X(ane_shadow_write)                                                                \

@@ -262,12 +262,15 @@ def measure(name: str, threads: int) -> dict[str, Any]:
              "made": sum(t.nbytes for n, t in request.outputs.items() if n not in outputs),
              "bytes": [sum(t.nbytes for t in inputs), sum(t.nbytes for t in outputs.values())],
              "rows": sum(b["bytes"] for b in buffers if b["kind"] == "thread")}
-    total = sum(request.memory()[key] for key in KEYS)
-    found["limit"] = limited(program, how, inputs, outputs, total)
+    # What is kept is given up where the limit has no room for it.
+    least = anetorch.compile(program, memory_limit=1, **how).memory(*inputs)
+    found["least"] = dict(least)
+    found["limit"] = limited(program, how, inputs, outputs,
+                             least["total"] + request.memory()["total"] - said["total"])
     return found
 
 
-KEYS = ("inputs", "outputs", "constants", "packed", "scratch", "threads", "reference", "rounding")
+KEYS = ("inputs", "outputs", "constants", "packed", "kept", "scratch", "threads", "reference", "rounding")
 
 
 def limited(program: mil.Program, how: dict[str, Any], inputs: list[Tensor], outputs: dict[str, Tensor],

@@ -48,7 +48,7 @@ def test_memory_says_what_goes_where() -> None:
     m = several.memory()
     assert isinstance(m, Memory)
     assert (m["inputs"], m["outputs"], m["constants"]) == (4 * (64 * 96 + 96 * 80), 4 * 64 * 64, 4 * 96 * 80)
-    assert m["total"] == sum(m[k] for k in ("inputs", "outputs", "constants", "packed", "scratch",
+    assert m["total"] == sum(m[k] for k in ("inputs", "outputs", "constants", "packed", "kept", "scratch",
                                             "threads", "reference", "rounding"))
     by_kind: dict[str, int] = {}
     for b in m.buffers:

@@ -55,6 +55,19 @@ def products_and_rows() -> None:
             test_passes.check(got[name], want, f"{dtype} {name}")
 
 
+def few_rows() -> None:
+    """Bound weights beside few rows, run twice: packed to be kept, and kept."""
+    for dtype in ("fp32", "fp16"):
+        p = mil.build(lambda x, w: {"y": mil.ops.relu(mil.ops.matmul(x=x, y=w))},
+                      {"x": mil.spec((4, 96), dtype), "w": mil.spec((96, 640), dtype)})
+        rng = np.random.default_rng(0)
+        x = {n: rng.standard_normal(s).astype(NP[dtype]) for n, s in (("x", (4, 96)), ("w", (96, 640)))}
+        request = anetorch.compile(p).bind({n: anetorch.Tensor(a.shape, a.dtype).copy_from(a) for n, a in x.items()})
+        for _ in range(2):
+            request.run()
+            test_passes.check(request.outputs["y"].numpy(), analyse(p, x)["y"], f"few rows {dtype}")
+
+
 def attention() -> None:
     """Forward and backward of softmax(QK' + mask)V with random scores to add; and a mask that is
     an input."""
@@ -133,7 +146,7 @@ def normalisations() -> None:
             tolerance.check(np.asarray(kernel(x)), ref, bound, f"{op} {dtype}")
 
 
-GALLERY = [random_graphs, products_and_rows, attention, convolutions, quantised, normalisations]
+GALLERY = [random_graphs, products_and_rows, few_rows, attention, convolutions, quantised, normalisations]
 
 
 def run(root, env: dict[str, str]) -> str:

@@ -55,6 +55,8 @@ typedef struct ane_backend {
     /* Operands of the same layouts and aliases at other addresses; never during a run.
      * NULL: a request keeps its memory. */
     void (*rebind)(void *binding, const ane_tensor *inputs, const ane_tensor *outputs);
+    /* It will be run once: nothing is to be kept for a second time. NULL: nothing is. */
+    void (*once)(void *binding);
     size_t (*step_count)(void *binding);            /* NULL: 0 */
     void (*step)(void *binding, size_t i, ane_step_info *info);
     void (*memory)(void *binding, ane_memory_info *info);       /* NULL: zeros */
@@ -79,7 +81,7 @@ ane_status ane_run_check(ane_error *err);
 extern const ane_backend ane_backend_cpu;
 
 static inline size_t ane_memory_total(const ane_memory_info *m) {
-    return m->inputs + m->outputs + m->constants + m->packed + m->scratch + m->threads +
+    return m->inputs + m->outputs + m->constants + m->packed + m->kept + m->scratch + m->threads +
            m->reference + m->rounding;
 }
 

@@ -21,8 +21,8 @@
     X(steps)        /* cheap ops of a chain on vectors that stay in registers */
 
 /* Families of fast kernels, switched off alone by ANETORCH_NO_KERNELS: plain evaluation, or
- * (product, layout, spans) another way. */
-#define ANE_FAMILY_MAP(X) X(conv) X(pool) X(norm) X(int8) X(product) X(layout) X(spans)
+ * (product, layout, spans, keep) another way. */
+#define ANE_FAMILY_MAP(X) X(conv) X(pool) X(norm) X(int8) X(product) X(layout) X(spans) X(keep)
 
 typedef enum ane_fusion {
 #define X(name) ANE_FUSE_##name,

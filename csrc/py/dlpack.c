@@ -63,6 +63,7 @@ static void drop_export(export *e) {
     if (!Py_IsInitialized()) return;
     PyGILState_STATE g = PyGILState_Ensure();
     owner->exports--;
+    if (!ane_surface_readonly(owner->t.surface)) ane_surface_expose(owner->t.surface, false);
     Py_DECREF((PyObject *)owner);
     PyGILState_Release(g);
 }
@@ -139,6 +140,7 @@ static PyObject *export_capsule(TensorObject *o, bool versioned, bool copied) {
     }
     Py_INCREF((PyObject *)o);
     o->exports++;
+    if (!readonly) ane_surface_expose(t->surface, true);
     return capsule;
 }
 

@@ -229,6 +229,7 @@ PyObject *ane_py_kernel_call(PyObject *obj, PyObject *args, PyObject *kwargs) {
         (void)ane_py_raise(st, &err);
         goto done;
     }
+    ane_request_once(r);
     pins = PyMem_Calloc(in.n + out.n + 1, sizeof *pins);
     if (!pins) {
         PyErr_NoMemory();

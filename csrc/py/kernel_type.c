@@ -155,9 +155,9 @@ static PyObject *kernel_lowered(PyObject *obj, void *closure) {
 
 PyObject *ane_py_memory_dict(const ane_memory_info *m) {
     return Py_BuildValue(
-        "{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "inputs", (Py_ssize_t)m->inputs, "outputs",
+        "{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "inputs", (Py_ssize_t)m->inputs, "outputs",
         (Py_ssize_t)m->outputs, "constants", (Py_ssize_t)m->constants, "packed",
-        (Py_ssize_t)m->packed, "scratch", (Py_ssize_t)m->scratch, "threads",
+        (Py_ssize_t)m->packed, "kept", (Py_ssize_t)m->kept, "scratch", (Py_ssize_t)m->scratch, "threads",
         (Py_ssize_t)m->threads, "reference", (Py_ssize_t)m->reference, "rounding",
         (Py_ssize_t)m->rounding, "total", (Py_ssize_t)m->total, "values",
         (Py_ssize_t)m->values);

@@ -154,8 +154,8 @@ static PyObject *request_profile(PyObject *obj, PyObject *unused) {
             if (v) PyTuple_SetItem(values, (Py_ssize_t)j, v);
             else Py_CLEAR(values);
         }
-        PyObject *row = values ? Py_BuildValue("{s:s,s:s,s:s,s:s,s:N,s:d,s:d,s:d,s:d}", "op", s.op,
-                                               "name", s.name, "kernel", s.kernel, "isa", s.isa,
+        PyObject *row = values ? Py_BuildValue("{s:s,s:s,s:s,s:s,s:s,s:N,s:d,s:d,s:d,s:d}", "op", s.op,
+                                               "name", s.name, "kernel", s.kernel, "packed", s.packed, "isa", s.isa,
                                                "values", values, "flops", s.flops, "bytes",
                                                s.bytes, "begin", s.begin, "seconds", s.seconds)
                                : NULL;
@@ -229,7 +229,8 @@ static PyMethodDef request_methods[] = {
      PyDoc_STR("threads() -> list of (thread, step, begin, seconds)\n\nWhat every thread did in "
                "the last profiled run; 0 is the one that called. At most 16,384 intervals.")},
     {"memory", request_memory, METH_NOARGS,
-     PyDoc_STR("memory() -> dict\n\nBytes of inputs, outputs, constants, packed weights, "
+     PyDoc_STR("memory() -> dict\n\nBytes of inputs, outputs, constants, packed weights, what is kept of "
+               "bound ones, "
                "scratch, threads' blocks, reference evaluation and rounding to whole pages, their total, "
                "and what scratch would be without reuse (values). Outputs that the last run made and "
                "what evaluation held are in it.")},

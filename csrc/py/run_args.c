@@ -186,6 +186,7 @@ int ane_py_make_outputs(ane_py_state *st, ane_kernel *k, const py_bound *in, py_
             ane_surface_release(s);
             goto raise;
         }
+        ane_surface_track(s);
         out->given[i] = ane_py_tensor_new(st, &out->t[i]);
         ane_surface_release(s);
         if (!out->given[i]) goto done;

@@ -147,6 +147,7 @@ static PyObject *gqa(PyObject *self, PyObject *args, PyObject *kw, bool reduce) 
         status = (reduce ? ane_gqa_reduce : ane_gqa_tile)(
             to, from, (size_t)heads, (size_t)kv, (size_t)dim, (size_t)src.shape[1], &err);
         if (!status) ane_tensor_written(&dst);
+        else ane_surface_touch(dst.surface, 0, SIZE_MAX);       /* a part of it, perhaps */
         Py_END_ALLOW_THREADS
         if (status) {
             Py_CLEAR(result);
@@ -267,6 +268,7 @@ static PyObject *py_io_read(PyObject *self, PyObject *args) {
     status = ane_io_read(&t, (size_t)channel, ane_tensor_data(&dst), (size_t)channels,
                          (size_t)s, &err);
     if (!status) ane_tensor_written(&dst);
+    else ane_surface_touch(dst.surface, 0, SIZE_MAX);
     Py_END_ALLOW_THREADS
     ane_surface_release(t.surface);
     Py_DECREF(owner);

@@ -26,6 +26,7 @@ METHOD(ane_py_tensor_from_numpy) {
     if (status) {
         ane_py_raise(st, &err);
     } else {
+        ane_surface_track(dst.surface);
         out = ane_py_tensor_make(type, st, &dst);
         if (out) ANE_TENSOR(out)->owns = true;
         ane_surface_release(dst.surface);

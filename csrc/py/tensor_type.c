@@ -82,6 +82,7 @@ int ane_py_alloc(ane_py_state *st, int memory, ane_dtype dtype, int rank,
     }
     if (!status) status = ane_tensor_init(&probe, s, 0, dtype, rank, shape, &err);
     if (status) goto fail;
+    ane_surface_track(s);
     *t = probe;
     return 0;
 fail:
@@ -261,11 +262,12 @@ static int tensor_getbuffer(PyObject *self, Py_buffer *b, int flags) {
     if (ane_py_fill_buffer(b, self, t, ane_surface_readonly(t->surface), o->raw, flags) < 0)
         return -1;
     o->exports++;
+    if (!b->readonly) ane_surface_expose(t->surface, true);
     return 0;
 }
 
 static void tensor_releasebuffer(PyObject *self, Py_buffer *b) {
-    (void)b;
+    if (!b->readonly) ane_surface_expose(ANE_TENSOR(self)->t.surface, false);
     ANE_TENSOR(self)->exports--;
 }
 

@@ -2,6 +2,7 @@
  * table. Each room has a testing_<room>.c of its own; this file is their list. */
 #include "testing.h"
 
+#include "../backend/cpu/cpu.h"
 #include "../base/env.h"
 #include "../base/mem.h"
 #include "../base/sync.h"
@@ -63,6 +64,12 @@ static PyObject *py_scratch_used(PyObject *self, PyObject *unused) {
     return PyLong_FromSize_t(ANE_INTERNAL(ane_scratch_used)());
 }
 
+static PyObject *py_kept_packs(PyObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+    return PyLong_FromSize_t(ANE_INTERNAL(ane_kept_packs)());
+}
+
 static PyObject *py_mem_watch(PyObject *self, PyObject *on) {
     (void)self;
     int yes = PyObject_IsTrue(on);
@@ -88,6 +95,8 @@ static PyMethodDef methods[] = {
     {"scratch_used", py_scratch_used, METH_NOARGS,
      PyDoc_STR("scratch_used() -> int\n\nThe most bytes that this thread's blocks of kernels were "
                "asked to hold at once.")},
+    {"kept_packs", py_kept_packs, METH_NOARGS,
+     PyDoc_STR("kept_packs() -> int\n\nHow often a bound operand was packed to be kept.")},
     {"mem_watch", py_mem_watch, METH_O,
      PyDoc_STR("mem_watch(on)\n\nFollows every block that the library allocates from now on.")},
     {"mem_watched", py_mem_watched, METH_NOARGS,

@@ -12,12 +12,18 @@ typedef struct block {
     ane_dtype dtype;
     PyObject *tensor;           /* pinned; NULL: it is a buffer */
     const ane_tensor *view;
+    bool write;
     Py_buffer buffer;           /* .obj NULL: none */
 } block;
+
+static void touch(const block *b) {
+    ane_surface_touch(b->view->surface, b->view->offset, b->count * ane_dtype_size(b->dtype));
+}
 
 static void block_release(block *b) {
     if (b->buffer.obj) PyBuffer_Release(&b->buffer);
     if (b->tensor) {
+        if (b->write) touch(b);         /* also where the call failed on the way */
         ane_py_tensor_unpin(b->tensor);
         Py_CLEAR(b->tensor);
     }
@@ -59,6 +65,7 @@ static int tensor_get(ane_py_state *st, PyObject *obj, const char *fn, const cha
         return -1;
     }
     ane_py_tensor_pin(obj);
+    b->write = write;
     b->tensor = Py_NewRef(obj);
     b->view = t;
     return 0;

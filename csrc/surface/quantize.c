@@ -164,7 +164,10 @@ ane_status ane_tensor_dequantize(const ane_tensor *dst, const ane_tensor *src,
     }
     bool done = ane_parallel_for((j.n + JOB - 1) / JOB, narrow ? in_float : in_double, &j);
     ane_surface_release(packed.surface);
-    if (!done) return ane_fail(err, ANE_ERR_CANCELLED, "[dequantize] cancelled");
+    if (!done) {
+        ane_surface_touch(dst->surface, 0, SIZE_MAX);
+        return ane_fail(err, ANE_ERR_CANCELLED, "[dequantize] cancelled");
+    }
     ane_tensor_written(dst);
     return ANE_OK;
 }

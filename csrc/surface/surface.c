@@ -248,6 +248,7 @@ ane_status ane_surface_lock(ane_surface *s, ane_access access, ane_error *err) {
         else s->writers++;
     }
     ane_mutex_unlock(&s->mutex);
+    if (!st && access != ANE_READ) ane_surface_expose(s, true);
     return st;
 }
 
@@ -265,6 +266,7 @@ ane_status ane_surface_unlock(ane_surface *s, ane_access access, ane_error *err)
     else if (!kind->unlock || !(st = kind->unlock(s, access, err)))
         --*count;
     ane_mutex_unlock(&s->mutex);
+    if (!st && access != ANE_READ) ane_surface_expose(s, false);
     return st;
 }
 
@@ -320,6 +322,7 @@ static size_t range_end(const ane_surface *s, size_t offset, size_t bytes) {
 }
 
 void ane_surface_invalidate(ane_surface *s, size_t offset, size_t bytes, const char *why) {
+    ane_surface_touch(s, offset, bytes);
     ane_mutex_lock(&s->mutex);
     size_t end = range_end(s, offset, bytes);
     cut_range(s, offset, end);
@@ -329,6 +332,7 @@ void ane_surface_invalidate(ane_surface *s, size_t offset, size_t bytes, const c
 }
 
 void ane_surface_validate(ane_surface *s, size_t offset, size_t bytes) {
+    ane_surface_touch(s, offset, bytes);
     if (!atomic_load_explicit(&s->any_invalid, memory_order_acquire)) return;
     ane_mutex_lock(&s->mutex);
     cut_range(s, offset, range_end(s, offset, bytes));

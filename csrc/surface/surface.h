@@ -29,7 +29,12 @@ struct ane_surface {
     uint64_t identity;
     char *name;                     /* NULL: none */
 
-    ane_mutex mutex;                /* guards the four below */
+    atomic_bool tracked;            /* see ane_surface_track */
+    atomic_long exposed;            /* views outside of the library that may write now */
+    atomic_int watched;             /* whether there are watches; lets a write skip the mutex */
+
+    ane_mutex mutex;                /* guards these and the four below */
+    struct ane__watch *watches;
     long readers, writers;
     ane__invalid *invalid;
     size_t n_invalid, cap_invalid;

@@ -1,5 +1,6 @@
 /* Views: making, measuring, checking. Copying is in copy.c. */
 #include "tensor.h"
+#include "watch.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -142,6 +143,7 @@ ane_status ane_tensor_readable(const ane_tensor *t, ane_error *err) {
 }
 
 void ane_tensor_written(const ane_tensor *t) {
+    ane__surface_wrote(t);
     if (!atomic_load_explicit(&t->surface->any_invalid, memory_order_acquire)) return;
     size_t lo, hi;
     ane_tensor_extent(t, &lo, &hi);

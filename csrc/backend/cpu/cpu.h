@@ -11,6 +11,7 @@
 #include "../../base/mem.h"
 #include "../../base/sync.h"
 #include "../../ir/ops.h"
+#include "../../surface/watch.h"
 #include "../backend.h"
 
 #include <stdatomic.h>
@@ -51,12 +52,26 @@ typedef struct ane_packed {
     size_t bytes;
 } ane_packed;
 
+/* An operand that is bound, in the micro-kernel's own layout, kept by a binding while nobody
+ * writes to it: packed once per write, where runs come more often than writes. */
+typedef struct ane_keep {               /* of a plan */
+    ane_view view;                      /* of an input; no dim is repeated */
+    size_t bytes;
+} ane_keep;
+typedef struct ane_kept {               /* of a binding */
+    ane__watch watch;
+    void *data;                         /* ane_keep.bytes; NULL: none now */
+    bool good;                          /* data is of what was last seen there */
+    int changes;                        /* runs in a row that found it written */
+} ane_kept;
+
 /* One run in progress. */
 typedef struct ane_exec {
     const ane_plan *plan;
     char **base;                        /* per buffer */
     ane_rt **rts;                       /* per island slot */
     ane_tensor *outputs;                /* the request's, for shapes found by running */
+    ane_kept *kept;                     /* of the plan's keeps; NULL: nothing is kept */
     uint64_t rng;
     const ane_run_options *opts;        /* never NULL */
 } ane_exec;
@@ -80,6 +95,8 @@ struct ane_step {
     const char *label;                  /* "matmul+add" */
     const char *kernel;                 /* what runs it, for reports */
     double flops;
+    int keeps, first_keep;              /* bound operands that it packs once per write */
+    bool packs;                         /* a constant operand, once */
     bool in_place;                      /* may write an output over an input of the same
                                            view: every element is read before written */
     int in_place_only;                  /* > 0: only over this view of the step */
@@ -103,6 +120,8 @@ struct ane_plan {
     size_t limit;                       /* of memory; 0: none */
     _Atomic size_t reference;           /* the most that evaluation held in a run so far */
     ane_packed *packed;
+    int n_keeps, cap_keeps;
+    ane_keep *keeps;
     int n_rts;                          /* island slots */
     int n_held, cap_held;               /* prebuilt constants of islands */
     ane_rt **held;
@@ -184,6 +203,17 @@ ane_status ane_packed_make(ane_packed *k, ane_pack_once_fn *pack, const void *ar
 const void *ane_packed_data(const ane_packed *k);       /* NULL: not ready, or k is NULL */
 ane_packed *ane_plan_packed(ane_planner *pl, size_t bytes);     /* NULL: no memory, 0 bytes */
 
+/* ---------------------------------------------------------------- kept.c */
+
+/* The number of a new keep, or -1: not an input's, or no memory (nothing is kept then). */
+int ane_plan_keep(ane_planner *pl, const ane_view *v, size_t bytes);
+/* The operand as `pack` makes it of args; NULL: not now, take it as it is. */
+const void *ane_kept_use(const ane_exec *ex, int keep, ane_pack_once_fn *pack, const void *args);
+/* After the addresses of a binding's inputs changed, and before it goes (inputs NULL). */
+void ane_kept_bind(const ane_plan *p, ane_kept *kept, const ane_tensor *inputs);
+/* How often an operand was packed to be kept, in this process (tests). */
+size_t ane_kept_packs(void);
+
 /* ---------------------------------------------------------------- fallback.c */
 
 /* Reference evaluation of one op, of any kind. */
@@ -207,6 +237,7 @@ ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *ou
                         ane_cpu_binding **out, ane_error *err);     /* retains plan */
 void ane_cpu_unbind(ane_cpu_binding *b);
 void ane_cpu_rebind(ane_cpu_binding *b, const ane_tensor *inputs, const ane_tensor *outputs);
+void ane_cpu_once(ane_cpu_binding *b);
 ane_status ane_cpu_run(ane_cpu_binding *b, const ane_run_options *opts, bool profile,
                        ane_error *err);
 size_t ane_cpu_step_count(const ane_cpu_binding *b);
@@ -221,7 +252,8 @@ void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info);
  * memory: made here, or made larger. */
 ane_status ane_plan_room(const ane_plan *p, int threads, size_t **sizes, ane_room *room,
                          ane_error *err);
-/* What such a run needs, packed weights included whether they exist yet or not. */
+/* What such a run needs, packed weights included whether they exist yet or not; what may be
+ * kept only where the limit has room for it. */
 void ane_plan_memory(const ane_plan *p, const ane_room *room, ane_memory_info *info);
 void ane_plan_buffers(const ane_plan *p, const ane_room *room,
                       void (*each)(void *arg, const ane_buffer_info *buffer), void *arg);

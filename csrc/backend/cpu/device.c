@@ -121,6 +121,8 @@ static ane_status infer(void *exe, const ane_tensor *inputs, ane_port *outputs,
     return ANE_OK;
 }
 
+static void once(void *binding) { ane_cpu_once(binding); }
+
 static size_t step_count(void *binding) { return ane_cpu_step_count(binding); }
 static void step(void *binding, size_t i, ane_step_info *info) {
     ane_cpu_step(binding, i, info);
@@ -160,6 +162,7 @@ const ane_backend ane_backend_cpu = {
     .unbind = unbind,
     .rebind = rebind,
     .run = run,
+    .once = once,
     .infer = infer,
     .step_count = step_count,
     .step = step,

@@ -67,6 +67,8 @@ struct ane_cpu_binding {
     block *bound;                       /* whose addresses ex.base holds now */
     ane_room room;                      /* what a run takes of threads' blocks */
     size_t *sizes;                      /* the room's */
+    ane_kept *kept;                     /* ex.kept where the limit has room for it */
+    bool once;                          /* and more than one run is to come */
     uint64_t runs;
     double *begin, *seconds;            /* per step, of the last profiled run */
     int64_t began;                      /* when that run did */
@@ -82,14 +84,27 @@ void ane_cpu_rebind(ane_cpu_binding *b, const ane_tensor *inputs, const ane_tens
         if (f->kind == ANE_BUF_OUTPUT && outputs[f->index].surface)
             b->ex.base[i] = ane_tensor_data(&outputs[f->index]);
     }
+    ane_kept_bind(b->plan, b->ex.kept, inputs);
 }
 
 /* The room for that many threads, within the limit. */
 static ane_status make_room(ane_cpu_binding *b, int threads, const char *where, ane_error *err) {
     ane_status st = ane_plan_room(b->plan, threads, &b->sizes, &b->room, err);
     if (!st) st = ane_plan_check_limit(b->plan, &b->room, where, err);
+    ane_memory_info m;
+    if (!st && b->plan->n_keeps) {
+        ane_plan_memory(b->plan, &b->room, &m);
+        b->ex.kept = m.kept && !b->once ? b->kept : NULL;
+        if (!b->ex.kept) ane_kept_bind(b->plan, b->kept, NULL);
+    }
     if (st) b->room.threads = 0;        /* and again at the next run */
     return st;
+}
+
+void ane_cpu_once(ane_cpu_binding *b) {
+    b->once = true;
+    b->ex.kept = NULL;
+    ane_kept_bind(b->plan, b->kept, NULL);
 }
 
 ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *outputs,
@@ -98,11 +113,13 @@ ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *ou
     if (b) {
         b->ex.base = ane_calloc((size_t)plan->n_bufs + 1, sizeof *b->ex.base);
         b->ex.rts = ane_calloc((size_t)plan->n_rts + 1, sizeof *b->ex.rts);
+        b->kept = ane_calloc((size_t)plan->n_keeps + 1, sizeof *b->kept);
         b->begin = ane_calloc((size_t)plan->n_steps + 1, sizeof *b->begin);
         b->seconds = ane_calloc((size_t)plan->n_steps + 1, sizeof *b->seconds);
     }
-    if (!b || !b->ex.base || !b->ex.rts || !b->begin || !b->seconds) {
+    if (!b || !b->ex.base || !b->ex.rts || !b->kept || !b->begin || !b->seconds) {
         if (b) {
+            ane_free(b->kept);
             ane_free(b->ex.base);
             ane_free(b->ex.rts);
             ane_free(b->begin);
@@ -115,11 +132,11 @@ ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *ou
     b->plan = plan;
     b->ex.plan = plan;
     b->ex.outputs = outputs;
-    ane_cpu_rebind(b, inputs, outputs);
     for (int i = 0; i < plan->n_bufs; i++)
         if (plan->bufs[i].kind == ANE_BUF_CONST)
             b->ex.base[i] = (char *)(uintptr_t)plan->bufs[i].data;
     ane_status st = make_room(b, ane_num_threads(), "bind", err);
+    if (!st) ane_cpu_rebind(b, inputs, outputs);
     for (int i = 0; i < plan->n_steps && plan->prepack && !st; i++)
         if (plan->steps[i].prepare) st = plan->steps[i].prepare(&b->ex, &plan->steps[i], err);
     if (st) {
@@ -132,6 +149,8 @@ ane_status ane_cpu_bind(ane_plan *plan, const ane_tensor *inputs, ane_tensor *ou
 
 void ane_cpu_unbind(ane_cpu_binding *b) {
     if (!b) return;
+    ane_kept_bind(b->plan, b->kept, NULL);
+    ane_free(b->kept);
     ane_plan_release(b->plan);
     ane_free(b->ex.base);
     ane_free(b->ex.rts);
@@ -276,7 +295,9 @@ void ane_cpu_step(const ane_cpu_binding *b, size_t i, ane_step_info *info) {
     const ane_step *s = &b->plan->steps[i];
     *info = (ane_step_info){.op = s->label, .kernel = s->kernel, .flops = s->flops,
                             .begin = b->begin[i], .seconds = b->seconds[i],
-                            .isa = isa_of(s->kernel)};
+                            .isa = isa_of(s->kernel), .packed = s->packs ? "constant" : ""};
+    for (int k = 0; k < s->keeps; k++)
+        if (b->kept[s->first_keep + k].good) info->packed = "kept";
     info->name = s->op && s->op->n_results ? s->op->results[0]->name : "";
     info->values = s->values;
     info->n_values = (size_t)s->n_values;
@@ -310,5 +331,11 @@ void ane_cpu_memory(const ane_cpu_binding *b, ane_memory_info *info) {
         if (atomic_load(&k->state) != 2) {
             info->packed -= k->bytes;
             info->rounding -= ane_aligned_size(k->bytes) - k->bytes;
+        }
+    for (int i = 0; i < b->plan->n_keeps && info->kept; i++)
+        if (!b->kept[i].data) {
+            size_t bytes = b->plan->keeps[i].bytes;
+            info->kept -= bytes;
+            info->rounding -= ane_aligned_size(bytes) - bytes;
         }
 }

@@ -78,6 +78,7 @@ static size_t rounding(size_t bytes, size_t head) {
 void ane_plan_memory(const ane_plan *p, const ane_room *room, ane_memory_info *info) {
     *info = (ane_memory_info){.scratch = p->scratch, .values = p->values};
     info->rounding = rounding(p->scratch, ANE_BLOCK_HEAD);
+    size_t kept_rounding = 0;
     for (int i = 0; i < p->n_in + p->n_out; i++)
         *(i < p->n_in ? &info->inputs : &info->outputs) += key_bytes(&p->key[i]);
     for (int i = 0; i < p->n_bufs; i++)
@@ -91,13 +92,22 @@ void ane_plan_memory(const ane_plan *p, const ane_room *room, ane_memory_info *i
         info->threads += room->stack[i] + room->kept[i];
         info->rounding += rounding(room->stack[i], 0) + rounding(room->kept[i], 0);
     }
+    for (int i = 0; i < p->n_keeps; i++) {
+        info->kept += p->keeps[i].bytes;
+        kept_rounding += rounding(p->keeps[i].bytes, 0);
+    }
     info->reference = atomic_load(&p->reference);
     for (int i = 0; i < p->n_steps; i++) {
         if (strcmp(p->steps[i].kernel, "reference")) continue;
         size_t n = reference_bytes(&p->steps[i]);
         if (n > info->reference) info->reference = n;
     }
+    info->rounding += kept_rounding;
     info->total = ane_memory_total(info);
+    if (!p->limit || info->total <= p->limit) return;
+    info->total -= info->kept + kept_rounding;
+    info->rounding -= kept_rounding;
+    info->kept = 0;
 }
 
 void ane_plan_buffers(const ane_plan *p, const ane_room *room,
@@ -122,6 +132,13 @@ void ane_plan_buffers(const ane_plan *p, const ane_room *room,
         each(arg, &row);
     }
     each_unread(p, each, arg);
+    ane_memory_info m;
+    ane_plan_memory(p, room, &m);
+    for (int i = 0; i < p->n_keeps && m.kept; i++) {
+        ane_buffer_info row = {.name = p->fn->params[p->bufs[p->keeps[i].view.buf].index]->name,
+                               .kind = "kept", .bytes = p->keeps[i].bytes};
+        each(arg, &row);
+    }
     for (const ane_packed *k = p->packed; k; k = k->next) {
         ane_buffer_info row = {.name = k->name ? k->name : "", .kind = "packed",
                                .bytes = k->bytes};

@@ -439,6 +439,7 @@ ane_status ane_plan_conv(ane_planner *pl, const ane_graph *g, const ane_group *g
     if (!s) return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
     memcpy(s->views, v, sizeof v);
     s->prepare = prepare_conv;
+    s->packs = c->packed != NULL;
     s->room = room_of;
     s->data = c;
     s->label = ane_group_label(pl, g, grp);

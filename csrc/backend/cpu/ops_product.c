@@ -16,6 +16,7 @@ typedef struct product {
     int64_t outer[ANE_MAX_RANK], so[4][ANE_MAX_RANK];   /* c, a, b, residual */
     int64_t calls;
     ane_packed *packed[2];              /* constant A and B; NULL: not kept packed */
+    int keep[2];                        /* bound A and B; -1: packed at each run */
 } product;
 
 /* Views of a step. */
@@ -62,10 +63,12 @@ static ane_status run_product(ane_exec *ex, const ane_step *s, ane_error *err) {
         args.b.data = at[B] + off[B];
         if (p->has_residual) residual.data = at[R] + off[R];
         for (int k = 0; k < 2; k++) {
+            const void **ready = k ? &args.packed_b : &args.packed_a;
+            *ready = ane_kept_use(ex, p->keep[k], k ? pack_b : pack_a, &args);
             if (!p->packed[k]) continue;
             ane_status st = ane_packed_make(p->packed[k], k ? pack_b : pack_a, &args, err);
             if (st) return st;
-            *(k ? &args.packed_b : &args.packed_a) = ane_packed_data(p->packed[k]);
+            *ready = ane_packed_data(p->packed[k]);
         }
         ane_status st = ane_gemm(&args, NULL, err);
         if (!st && i + 1 < p->calls) st = ane_run_check(err);
@@ -204,6 +207,22 @@ static void room_of(const ane_exec *ex, const ane_step *s, ane_room *room) {
     }
     if (p->has_epilogue) args.epilogue = &epi;
     ane_gemm_room(&args, room);
+    if (p->keep[0] < 0 && p->keep[1] < 0) return;
+    if (p->keep[0] >= 0) args.packed_a = p;     /* or so, while it is kept */
+    if (p->keep[1] >= 0) args.packed_b = p;
+    ane_gemm_room(&args, room);
+}
+
+/* A large operand beside one of few rows: packing it takes as long as the product itself, or
+ * longer. With many rows it does not show; and panels that are wider than what they are made of
+ * take longer to fetch from memory, where a model's weights come from. */
+#define FEW_ROWS 32
+#define LARGE ((int64_t)1 << 15)
+static bool pays(const ane_gemm_args *g, int which, size_t bytes) {
+    int64_t rows = which ? g->m : g->n, size = which ? g->n : g->m;
+    if (!ane_kernel_on(ANE_FAMILY_keep) || size <= rows || size < LARGE / g->k) return false;
+    bool wider = bytes / (size_t)size > ane_dtype_size((which ? g->b : g->a).dtype) * (size_t)g->k * 3 / 2;
+    return rows <= FEW_ROWS && !wider;
 }
 
 ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group *grp) {
@@ -287,13 +306,21 @@ ane_status ane_plan_product(ane_planner *pl, const ane_graph *g, const ane_group
     ane_epilogue epi = p->epi;
     if (p->has_epilogue) probe.epilogue = &epi;
     /* One row or column is not packed at all; batches are merged, which packing forbids. */
+    p->keep[0] = p->keep[1] = -1;
     bool keeps = p->calls == 1 && p->args.batch == 1 && p->args.m > 1 && p->args.n > 1 && k > 0;
     for (int i = 0; i < 2 && keeps; i++) {
-        if (pl->plan->bufs[(i ? b : a).buf].kind != ANE_BUF_CONST) continue;
+        if (pl->plan->bufs[(i ? b : a).buf].kind != ANE_BUF_CONST) {
+            size_t kept = ane_gemm_pack_bytes(&probe, i);
+            if (!pays(&p->args, i, kept)) continue;
+            p->keep[i] = ane_plan_keep(pl, i ? &b : &a, kept);
+            if (p->keep[i] >= 0 && !s->keeps++) s->first_keep = p->keep[i];
+            continue;
+        }
         size_t bytes = ane_gemm_pack_bytes(&probe, i);
         if (bytes && !(p->packed[i] = ane_plan_packed(pl, bytes)))
             return ane_fail(pl->err, ANE_ERR_NOMEM, "[compile] out of memory");
         if (bytes) p->packed[i]->name = pl->plan->bufs[(i ? b : a).buf].name;
+        s->packs |= bytes > 0;
     }
     s->prepare = prepare_product;
     s->room = room_of;

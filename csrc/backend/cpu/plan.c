@@ -366,6 +366,7 @@ static void dump(const ane_plan *p) {
                                       (long long)v->shape[d], (long long)v->strides[d]);
             n += (size_t)snprintf(line + n, sizeof line - n, "]");
         }
+        if (s->keeps) n += (size_t)snprintf(line + n, sizeof line - n, "; packed once per write: %d", s->keeps);
         ane__log("%4d %s (%s) %s: %s", i, s->label, s->kernel,
                  s->op && s->op->n_results ? s->op->results[0]->name : "", line);
     }
@@ -462,6 +463,7 @@ void ane_plan_release(ane_plan *p) {
     for (int i = 0; i < p->n_held; i++) ane_rt_release(p->held[i]);
     for (ane_packed *k = p->packed; k; k = k->next) ane_aligned_free(k->data);
     ane_free(p->held);
+    ane_free(p->keeps);
     ane_free(p->bufs);
     ane_free(p->steps);
     ane_program_release(p->program);
