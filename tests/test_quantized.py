@@ -43,9 +43,11 @@ def program(op: str, kind: str, wkind: str, form: str, exact: bool, seed: int = 
     rng = np.random.default_rng(seed)
     xs, ws, axis = {"conv": ((2, 7, 6, 5), (9, 7, 3, 3), 0), "linear": ((2, 3, 33), (10, 33), 0),
                     "matmul": ((3, 18), (18, 11), 1), "1x1": ((1, 20, 1, 13), (17, 20, 1, 1), 0),
-                    "conv_transpose": ((1, 6, 4, 5), (6, 8, 3, 2), 1)}[op]
+                    "conv_transpose": ((1, 6, 4, 5), (6, 8, 3, 2), 1),
+                    "depthwise": ((2, 43, 9, 11), (43, 1, 3, 3), 0),
+                    "depthwise even": ((1, 8, 7, 6), (8, 1, 2, 3), 0)}[op]
     n = ws[axis]
-    if form == "dequantize" and op in ("linear", "conv_transpose"):
+    if form == "dequantize" and op in ("linear", "conv_transpose", "depthwise even"):
         form = "affine"         # their weights must be constants as the program stands
     w = bytes_of(rng, ws, wkind)
     scale = (2.0 ** rng.integers(-9, -5, n) if exact else rng.uniform(0.001, 0.02, n)).astype("f4")
@@ -64,6 +66,10 @@ def program(op: str, kind: str, wkind: str, form: str, exact: bool, seed: int = 
             y = o.matmul(d, v)
         elif op == "conv_transpose":
             y = o.conv_transpose(d, v, bias=bias, strides=[2, 1])
+        elif op == "depthwise":
+            y = o.conv(d, v, bias=bias, pad_type="same", strides=[1, 2], groups=n)
+        elif op == "depthwise even":
+            y = o.conv(d, v, bias=bias, pad_type="custom", pad=[4, 0, 1, 5], dilations=[3, 2], groups=n)
         else:
             y = o.conv(d, v, bias=bias, pad_type="same")
         return o.relu(y)
@@ -75,7 +81,7 @@ def program(op: str, kind: str, wkind: str, form: str, exact: bool, seed: int = 
 
 @pytest.mark.parametrize("op, kind, wkind, form", [
     (o, *k, f) for (o, k), f in zip(
-        itertools.product(["conv", "linear", "matmul", "1x1", "conv_transpose"],
+        itertools.product(["conv", "linear", "matmul", "1x1", "conv_transpose", "depthwise", "depthwise even"],
                           itertools.product(KINDS, KINDS)),
         itertools.cycle(["affine", "blockwise", "dequantize"]))])
 def test_a_quantised_product(op: str, kind: str, wkind: str, form: str) -> None:

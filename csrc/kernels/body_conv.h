@@ -64,6 +64,23 @@ static void conv_tile(size_t m, const ane_conv_tile *t) {
 
 /* ---------------------------------------------------------------- depthwise */
 
+/* Finished sums of m positions by nv vectors from channel c on. */
+static inline __attribute__((always_inline)) void dw_put(const size_t m, const size_t nv,
+                                                         vf s[4][2], const ane_conv_post *post,
+                                                         float *y, size_t ldy, size_t c,
+                                                         size_t tail) {
+    ane_conv_post p = *post;
+    if (p.scale) p.scale += c;
+    if (p.shift) p.shift += c;
+    if (p.res) p.res += c * sizeof(float);
+    CONV_POST(s, &p, p.res, m, nv, tail)
+    y += c;
+    EACH {
+        if (LANES(j) == VW) v_storeu(y + i * ldy + j * VW, s[i][j]);
+        else v_store_n(y + i * ldy + j * VW, s[i][j], tail);
+    }
+}
+
 /* px positions `step` floats apart by nv vectors of channels; taps in order. */
 static inline __attribute__((always_inline)) void dw_block(const size_t m, const size_t nv,
                                                            const ane_conv_dw *d, size_t c,
@@ -76,35 +93,28 @@ static inline __attribute__((always_inline)) void dw_block(const size_t m, const
         UNROLL for (size_t j = 0; j < nv; j++) k[j] = v_loadu(w + j * VW);
         EACH s[i][j] = v_fma(LOAD(a + i * d->step, j), k[j], s[i][j]);
     }
-    ane_conv_post p = d->post;
-    if (p.scale) p.scale += c;
-    if (p.shift) p.shift += c;
-    if (p.res) p.res += c * sizeof(float);
-    CONV_POST(s, &p, p.res, m, nv, tail)
-    float *y = d->y + c;
-    EACH {
-        if (LANES(j) == VW) v_storeu(y + i * d->ldy + j * VW, s[i][j]);
-        else v_store_n(y + i * d->ldy + j * VW, s[i][j], tail);
-    }
+    dw_put(m, nv, s, &d->post, d->y, d->ldy, c, tail);
 }
 
-static void conv_depthwise(size_t px, const ane_conv_dw *d) {
-    size_t c = 0;
-    for (; c + 2 * VW <= d->channels; c += 2 * VW) {
-        if (px == 4) dw_block(4, 2, d, c, VW);
-        else if (px == 1) dw_block(1, 2, d, c, VW);
-        else if (px == 2) dw_block(2, 2, d, c, VW);
-        else dw_block(3, 2, d, c, VW);
-    }
-    for (; c < d->channels; c += VW) {
-        size_t left = d->channels - c < VW ? d->channels - c : VW;
-        if (px == 4) dw_block(4, 1, d, c, left);
-        else if (px == 1) dw_block(1, 1, d, c, left);
-        else if (px == 2) dw_block(2, 1, d, c, left);
-        else dw_block(3, 1, d, c, left);
-    }
-    if (!d->post.whole) conv_finish(&d->post, d->y, d->ldy, px, d->channels);
-}
+/* All channels of px positions, two vectors at a time. */
+#define DW_ALL(block, px, d)                                                              \
+    size_t c = 0;                                                                         \
+    for (; c + 2 * VW <= (d)->channels; c += 2 * VW) {                                    \
+        if (px == 4) block(4, 2, d, c, VW);                                               \
+        else if (px == 1) block(1, 2, d, c, VW);                                          \
+        else if (px == 2) block(2, 2, d, c, VW);                                          \
+        else block(3, 2, d, c, VW);                                                       \
+    }                                                                                     \
+    for (; c < (d)->channels; c += VW) {                                                  \
+        size_t left = (d)->channels - c < VW ? (d)->channels - c : VW;                    \
+        if (px == 4) block(4, 1, d, c, left);                                             \
+        else if (px == 1) block(1, 1, d, c, left);                                        \
+        else if (px == 2) block(2, 1, d, c, left);                                        \
+        else block(3, 1, d, c, left);                                                     \
+    }                                                                                     \
+    if (!(d)->post.whole) conv_finish(&(d)->post, (d)->y, (d)->ldy, px, (d)->channels);
+
+static void conv_depthwise(size_t px, const ane_conv_dw *d) { DW_ALL(dw_block, px, d) }
 
 /* ---------------------------------------------------------------- pooling */
 

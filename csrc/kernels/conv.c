@@ -77,7 +77,7 @@ static void point(const ane_conv_job *j, const float *image, const tile *tiles, 
     }
 }
 
-static void set_post(const ane_conv_job *j, ane_conv_post *p, int64_t n, size_t channel, int64_t at) {
+void ane__conv_set_post(const ane_conv_job *j, ane_conv_post *p, int64_t n, size_t channel, int64_t at) {
     const ane_conv_args *g = j->g;
     *p = (ane_conv_post){.scale = g->scale ? g->scale + channel : NULL,
                          .shift = g->shift ? g->shift + channel : NULL, .before = g->before,
@@ -102,11 +102,11 @@ static char *place_in(const ane_conv_job *j, const ane_planes *y, const int64_t 
     for (int d = 0; d < 3; d++) first += y->s[d] * j->a[d].first;
     return (char *)y->data + n * y->sn + (int64_t)c * y->sc + first + offset_of(j, s, p);
 }
-static char *place(const ane_conv_job *j, int64_t n, size_t c, int64_t p) {
+char *ane__conv_place(const ane_conv_job *j, int64_t n, size_t c, int64_t p) {
     return place_in(j, &j->g->y, j->ys, n, c, p);
 }
 
-static int64_t position_step(const ane_conv_job *j, const int64_t *s) {
+int64_t ane__conv_position_step(const ane_conv_job *j, const int64_t *s) {
     return j->a[2].out > 1 ? s[2] : j->a[1].out > 1 ? s[1] : s[0];
 }
 
@@ -120,7 +120,7 @@ static void put_eight(const ane_conv_job *j, int64_t n, size_t channel, int64_t 
     const ane_dtype type = j->g->y.dtype;
     const bool sign = e->y.dtype == ANE_I8;
     char *to = place_in(j, &e->y, j->es, n, channel, at);
-    int64_t step = position_step(j, j->es);
+    int64_t step = ane__conv_position_step(j, j->es);
     if (type == ANE_F32 && e->y.sc == 1 && ld == cols && step == (int64_t)cols) {
         vec->quantize(to, sign, rows, e->scale, e->zero, m * cols);
         return;
@@ -148,12 +148,12 @@ static void put_eight(const ane_conv_job *j, int64_t n, size_t channel, int64_t 
 static void put(const ane_conv_job *j, int64_t n, size_t channel, int64_t at, size_t m, float *acc,
                 size_t ld, size_t cols, bool finish) {
     ane_conv_post post;
-    set_post(j, &post, n, channel, at);
+    ane__conv_set_post(j, &post, n, channel, at);
     if (finish && !j->whole) j->k->finish(&post, acc, ld, m, cols);
     if (j->g->eight) put_eight(j, n, channel, at, m, acc, ld, cols);
     if (j->g->only_eight) return;
-    ane_tile_out out = {.alpha = 1, .c = place(j, n, channel, at), .c_dtype = j->g->y.dtype,
-                        .c_rs = position_step(j, j->ys), .c_cs = j->g->y.sc};
+    ane_tile_out out = {.alpha = 1, .c = ane__conv_place(j, n, channel, at), .c_dtype = j->g->y.dtype,
+                        .c_rs = ane__conv_position_step(j, j->ys), .c_cs = j->g->y.sc};
     j->table->tile(&out, acc, ld, m, cols);
 }
 
@@ -211,12 +211,12 @@ static void run_tiles(void *arg, size_t task) {
     const float *x = j->x.base + n * j->x.sn + group * (int64_t)j->cin;
     size_t channel = (size_t)group * j->cout + c0 * k->nr;
     ane_conv_post post = {.res = NULL};
-    size_t ldc = j->direct ? (size_t)(position_step(j, j->ys) / 4) : ld;
+    size_t ldc = j->direct ? (size_t)(ane__conv_position_step(j, j->ys) / 4) : ld;
     int64_t res_size = g->residual && g->residual->dtype != ANE_F32 ? 2 : 4;
     for (size_t i = 0; i < n_tiles; i++) {
-        set_post(j, &post, n, channel, tiles[i].at);
+        ane__conv_set_post(j, &post, n, channel, tiles[i].at);
         spots[i].res = post.res;
-        spots[i].c = j->direct ? (float *)(void *)place(j, n, channel, tiles[i].at)
+        spots[i].c = j->direct ? (float *)(void *)ane__conv_place(j, n, channel, tiles[i].at)
                                : acc + (size_t)(tiles[i].at - p0) * ld;
     }
     size_t seg = 0, segs = 0, skip = 0, len = 0, from = SIZE_MAX;
@@ -267,7 +267,7 @@ static void run_tiles(void *arg, size_t task) {
     for (int64_t p = p0; (!j->direct || g->eight) && p < p1;) {
         int64_t m = ane__least(p1 - p, j->run - p % j->run);
         if (j->direct)
-            put_eight(j, n, channel, p, (size_t)m, (const float *)(const void *)place(j, n, channel, p),
+            put_eight(j, n, channel, p, (size_t)m, (const float *)(const void *)ane__conv_place(j, n, channel, p),
                       ldc, cols);
         else put(j, n, channel, p, (size_t)m, acc + (size_t)(p - p0) * ld, ld, cols, true);
         p += m;
@@ -277,89 +277,12 @@ static void run_tiles(void *arg, size_t task) {
 
 /* ------------------------------------------------------------------ depthwise */
 
-/* Pointers to taps, then sums where they do not go to y itself: the store reads whole vectors,
- * up to one past the last row. */
-static size_t row_lists(const ane_conv_job *j) {
-    size_t taps = (size_t)(j->a[0].taps * j->a[1].taps * j->a[2].taps);
-    return ane__up(4 * (taps + 1) * sizeof(float *), ANE_ALIGN);
-}
-static size_t row_task_bytes(const ane_conv_job *j) {
-    size_t sums = ((size_t)(j->a[2].out * j->g->groups) + 64) * sizeof(float);
-    return row_lists(j) + (j->direct ? 0 : sums);
-}
-
-/* One row of outputs. Taps outside the image are left out of the sum. */
-static void run_row(void *arg, size_t task) {
-    ane_conv_job *j = arg;
-    const ane_conv_args *g = j->g;
-    const ane_conv_axis *a = j->a;
-    const ane_rows *x = &j->x;
-    size_t channels = (size_t)g->groups, ldw = ane__up(channels, j->k->vw);
-    size_t taps = (size_t)(a[0].taps * a[1].taps * a[2].taps), width = (size_t)a[2].out;
-    char *scratch = ane_scratch_push(row_task_bytes(j));
-    if (!scratch) {
-        atomic_store(&j->failed, true);
-        return;
-    }
-    const float **row = (const float **)(void *)scratch, **row_w = row + taps;
-    const float **at = row_w + taps, **at_w = at + taps;
-    float *acc = (float *)(void *)(scratch + row_lists(j));
-    int64_t first = (int64_t)task * j->block, end = ane__least(first + j->block, j->blocks);
-    for (int64_t r = first; r < end; r++) {
-        int64_t h = r % a[1].out, d = r / a[1].out % a[0].out, n = r / a[1].out / a[0].out;
-        int64_t p = (d * a[1].out + h) * a[2].out;
-        /* Rows of the image that this row sees: pointers at column 0. */
-        size_t rows = 0;
-        for (int64_t t0 = 0; t0 < a[0].taps; t0++)
-            for (int64_t t1 = 0; t1 < a[1].taps; t1++) {
-                int64_t id = d * a[0].stride + a[0].off0 + t0 * a[0].off_step + x->shift[0];
-                int64_t ih = h * a[1].stride + a[1].off0 + t1 * a[1].off_step + x->shift[1];
-                if (id < 0 || id >= x->in[0] || ih < 0 || ih >= x->in[1]) continue;
-                row[rows] = x->base + n * x->sn + id * x->s[0] + ih * x->s[1];
-                row_w[rows++] = j->w + (size_t)((t0 * a[1].taps + t1) * a[2].taps) * ldw;
-            }
-        ane_conv_dw dw = {.channels = channels, .step = (size_t)(a[2].stride * x->s[2]),
-                          .a = at, .w = at_w};
-        int64_t step = position_step(j, j->ys);
-        dw.ldy = j->direct ? (size_t)(step / 4) : channels;
-        for (int64_t w = 0; w < a[2].out;) {
-            int64_t px = ane__least(4, a[2].out - w), lo = 0, hi = a[2].taps;
-            for (;; px = 1) {           /* four where every tap is inside for all of them */
-                int64_t base = w * a[2].stride + a[2].off0 + x->shift[2];
-                int64_t reach = base + (px - 1) * a[2].stride, last = (a[2].taps - 1) * a[2].off_step;
-                int64_t low = last < 0 ? base + last : base, high = last < 0 ? reach : reach + last;
-                if (low >= 0 && high < x->in[2]) break;
-                if (px > 1) continue;
-                while (lo < hi) {
-                    int64_t q = base + lo * a[2].off_step;
-                    if (q >= 0 && q < x->in[2]) break;
-                    lo++;
-                }
-                while (hi > lo) {
-                    int64_t q = base + (hi - 1) * a[2].off_step;
-                    if (q >= 0 && q < x->in[2]) break;
-                    hi--;
-                }
-                break;
-            }
-            dw.taps = 0;
-            for (size_t q = 0; q < rows; q++)
-                for (int64_t t = lo; t < hi; t++) {
-                    int64_t col = w * a[2].stride + a[2].off0 + t * a[2].off_step + x->shift[2];
-                    at[dw.taps] = row[q] + col * x->s[2];
-                    at_w[dw.taps++] = row_w[q] + (size_t)t * ldw;
-                }
-            dw.y = j->direct ? (float *)(void *)place(j, n, 0, p + w) : acc + (size_t)w * channels;
-            set_post(j, &dw.post, n, 0, p + w);
-            j->k->depthwise((size_t)px, &dw);
-            w += px;
-        }
-        if (!j->direct) put(j, n, 0, p, width, acc, channels, channels, false);
-        else if (g->eight)
-            put_eight(j, n, 0, p, width, (const float *)(const void *)place(j, n, 0, p), dw.ldy,
-                      channels);
-    }
-    ane_scratch_pop(scratch);
+void ane__conv_row_done(const ane_conv_job *j, int64_t n, int64_t p, float *acc) {
+    size_t width = (size_t)j->a[2].out, channels = (size_t)j->g->groups;
+    if (!j->direct) put(j, n, 0, p, width, acc, channels, channels, false);
+    else if (j->g->eight)
+        put_eight(j, n, 0, p, width, (const float *)(const void *)ane__conv_place(j, n, 0, p),
+                  (size_t)(ane__conv_position_step(j, j->ys) / 4), channels);
 }
 
 /* ------------------------------------------------------------------ running */
@@ -431,38 +354,56 @@ static size_t plan_phase(ane_conv_job *j, int threads) {
 
 static ane_status run_phase(ane_conv_job *j, ane_error *err) {
     size_t tasks = plan_phase(j, ane_num_threads());
-    if (tasks && !ane_parallel_for(tasks, j->depthwise ? run_row : run_tiles, j)) return ane_fail(err, ANE_ERR_CANCELLED, "[conv] cancelled");
+    if (tasks && !ane_parallel_for(tasks, j->depthwise ? ane__conv_row : run_tiles, j)) return ane_fail(err, ANE_ERR_CANCELLED, "[conv] cancelled");
     if (atomic_load(&j->failed))
         return ane_fail(err, ANE_ERR_NOMEM, "[conv] no memory for a thread's tiles");
     return ANE_OK;
 }
 
-/* Whether x lies as rows already, and the padding that a copy of it gets. Joined taps run along a row and need its padding;
- * otherwise a tap outside the image has pointers of its own. */
+/* Depthwise convolutions of bytes read them as they are: j->x then counts bytes. */
+static bool reads_bytes(const ane_conv_job *j) { return j->ints && j->depthwise; }
+
+/* Whether x lies as rows already, and the padding that a copy of it gets. Joined taps run along
+ * a row and need its padding; otherwise a tap outside the image has pointers of its own. */
 static bool is_rows(ane_conv_job *j, int64_t *before, int64_t *after) {
     const ane_conv_args *g = j->g;
     for (int i = 0; i < 3; i++) before[i] = after[i] = 0;
+    if (reads_bytes(j)) {
+        j->x = (ane_rows){.base = g->x.data, .sn = g->x.sn};
+        memcpy(j->x.s, g->x.s, sizeof j->x.s);
+        memcpy(j->x.in, g->in, sizeof j->x.in);
+        return g->x.sc == 1 && g->x.s[2] >= g->cin;
+    }
     if (!j->joined) return ane__rows_view(&g->x, g->cin, g->in, &j->x);
     ane__conv_halo(g, before, after);
     return false;
+}
+
+static void rows_in_bytes(ane_rows *x) {
+    x->sn *= 4;
+    for (int i = 0; i < 3; i++) x->s[i] *= 4;
 }
 
 static ane_status rows_of(ane_conv_job *j, ane_error *err) {
     const ane_conv_args *g = j->g;
     int64_t before[3], after[3];
     if (is_rows(j, before, after)) return ANE_OK;
-    return ane__rows_stage(j->table, &g->x, g->n, g->cin, g->in, before, after,
-                           j->ints ? &j->bytes : NULL, &j->x, err);
+    ane_status st = ane__rows_stage(j->table, &g->x, g->n, g->cin, g->in, before, after,
+                                    j->ints ? &j->bytes : NULL, &j->x, err);
+    if (!st && reads_bytes(j)) rows_in_bytes(&j->x);
+    return st;
 }
 
-/* The longest segment: as many zeros stand in for the padding. */
-static size_t longest_segment(ane_conv_job *j) {
+/* What stands in for the padding: zeros as far as the longest segment. x is known. */
+static size_t zeros_bytes(ane_conv_job *j) {
     size_t longest = 0;
+    ane__conv_set_phase(j, 0);
+    if (reads_bytes(j)) return ane__conv_row_zeros(j);
     for (int64_t p = 0; p < ane__conv_phases(j->g); p++) {
         ane__conv_set_phase(j, p);
         if (j->ks.len > longest) longest = j->ks.len;
     }
-    return longest;
+    return (longest + 1) * sizeof(float);
 }
 
 void ane_conv_room(const ane_conv_args *args, ane_room *room) {
@@ -470,12 +411,14 @@ void ane_conv_room(const ane_conv_args *args, ane_room *room) {
     if (ane__conv_check(args, NULL) || ane__conv_empty(args)) return;
     ane__conv_begin(&j, NULL, args);
     int64_t before[3], after[3];
-    size_t staged = 0, weights = 0, zeros = (longest_segment(&j) + 1) * sizeof(float);
+    size_t staged = 0, weights = 0;
     bool rows = is_rows(&j, before, after);
     if (!rows && !ane__rows_stage_bytes(args->n, args->cin, args->in, before, after,
                                         j.ints ? &j.bytes : NULL, &j.x, &staged))
         staged = SIZE_MAX;
+    if (!rows && reads_bytes(&j)) rows_in_bytes(&j.x);
     if (!rows) ane_room_push(room, staged);
+    size_t zeros = zeros_bytes(&j);
     ane_room_push(room, zeros);
     if (!args->packed) {
         weights = sizeof(ane_conv_packed) + ane__conv_packed_floats(&j) * sizeof(float);
@@ -484,7 +427,7 @@ void ane_conv_room(const ane_conv_args *args, ane_room *room) {
     for (int64_t p = 0; p < ane__conv_phases(args); p++) {
         ane__conv_set_phase(&j, p);
         size_t tasks = plan_phase(&j, room->threads);
-        if (tasks) ane_room_loop(room, tasks, j.depthwise ? row_task_bytes(&j) : tile_task_bytes(&j), 0);
+        if (tasks) ane_room_loop(room, tasks, j.depthwise ? ane__conv_row_bytes(&j) : tile_task_bytes(&j), 0);
     }
     if (weights) ane_room_pop(room, weights);
     ane_room_pop(room, zeros);
@@ -496,15 +439,16 @@ ane_status ane_conv_with(const ane_kernels *table, const ane_conv_args *args, an
     ane_status st = ane__conv_check(args, err);
     if (st || ane__conv_empty(args)) return st;
     ane__conv_begin(&j, table, args);
-    size_t floats = ane__conv_packed_floats(&j), longest = longest_segment(&j);
+    size_t floats = ane__conv_packed_floats(&j), none;
     float *zeros = NULL;
     ane_conv_packed *mine = NULL;
     const ane_conv_packed *h = args->packed;
     st = rows_of(&j, err);
     if (st) return st;
-    zeros = ane_scratch_push((longest + 1) * sizeof *zeros);
+    none = zeros_bytes(&j);
+    zeros = ane_scratch_push(none);
     if (!zeros) goto nomem;
-    memset(zeros, j.ints ? ane__bytes_zero(&j.bytes) : 0, (longest + 1) * sizeof *zeros);
+    memset(zeros, j.ints ? ane__bytes_zero(&j.bytes) : 0, none);
     j.zeros = zeros;
     if (!h || h->magic != ANE_CONV_MAGIC || h->k != j.k || h->joined != (uint32_t)j.joined ||
         h->bytes != sizeof *h + floats * sizeof(float) || h->as.lanes != j.bytes.lanes ||
@@ -547,7 +491,7 @@ ane_status ane_conv_pack(const ane_conv_args *args, void *dst, ane_error *err) {
 const char *ane_conv_name(const ane_conv_args *args) {
     ane_conv_job j;
     ane__conv_begin(&j, NULL, args);
-    return j.depthwise ? j.k->dw_name : j.name;
+    return !j.depthwise ? j.name : j.ints ? j.table->dw8_name : j.k->dw_name;
 }
 double ane_conv_flops(const ane_conv_args *args) {
     double n = 2.0 * (double)args->n * (double)(args->cin / args->groups) * (double)args->cout;

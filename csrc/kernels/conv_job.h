@@ -87,4 +87,17 @@ size_t ane__conv_phase_floats(const ane_conv_job *j);
 size_t ane__conv_init_floats(const ane_conv_job *j);
 size_t ane__conv_packed_floats(ane_conv_job *j);
 
+/* What a store does from image n's position `at`, channel `channel` on. */
+void ane__conv_set_post(const ane_conv_job *j, ane_conv_post *p, int64_t n, size_t channel,
+                        int64_t at);
+/* y's address of position p, channel c; bytes between two positions that step by s. */
+char *ane__conv_place(const ane_conv_job *j, int64_t n, size_t c, int64_t p);
+int64_t ane__conv_position_step(const ane_conv_job *j, const int64_t *s);
+/* A depthwise task, what it pushes, and the bytes of zeros it needs. Of a finished row from
+ * position p on, whose sums are in acc or in y, what is left to do. */
+void ane__conv_row(void *arg, size_t task);
+size_t ane__conv_row_bytes(const ane_conv_job *j);
+size_t ane__conv_row_zeros(const ane_conv_job *j);
+void ane__conv_row_done(const ane_conv_job *j, int64_t n, int64_t p, float *acc);
+
 #endif

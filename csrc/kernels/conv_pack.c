@@ -100,16 +100,21 @@ static bool is_float(ane_dtype d) { return d == ANE_F16 || d == ANE_BF16 || d ==
 
 static bool is_byte(ane_dtype d) { return d == ANE_I8 || d == ANE_U8; }
 
+/* Depthwise. */
+static bool one_each(const ane_conv_args *g) {
+    return g->groups > 1 && g->cin == g->groups && g->cout == g->groups;
+}
+
 /* Terms of a sum of products of 9-bit differences that fit an int32. */
 #define INT_TERMS (INT32_MAX / (255 * 255))
 
 ane_status ane__conv_check(const ane_conv_args *g, ane_error *err) {
     bool ints = is_byte(g->x.dtype) && is_byte(g->w_dtype);
-    int64_t terms = g->cin * g->kernel[0] * g->kernel[1] * g->kernel[2];
-    if (ints && (g->groups != 1 || terms > INT_TERMS))
-        return ane_fail(err, ANE_ERR_UNSUPPORTED, "[conv] 8-bit operands need one group and at "
-                        "most %d terms, got %lld and %lld", INT_TERMS, (long long)g->groups,
-                        (long long)terms);
+    int64_t terms = g->cin / (g->groups > 0 ? g->groups : 1) * g->kernel[0] * g->kernel[1] * g->kernel[2];
+    if (ints && ((g->groups != 1 && (!one_each(g) || g->transposed)) || terms > INT_TERMS))
+        return ane_fail(err, ANE_ERR_UNSUPPORTED, "[conv] 8-bit operands need one group, or one "
+                        "for each channel, and at most %d terms, got %lld and %lld", INT_TERMS,
+                        (long long)g->groups, (long long)terms);
     if (ints ? !is_float(g->y.dtype) : !is_float(g->x.dtype) || !is_float(g->y.dtype) || !is_float(g->w_dtype) ||
         (g->residual && !is_float(g->residual->dtype)))
         return ane_fail(err, ANE_ERR_DTYPE, "[conv] expected float16, bfloat16 or float32");
@@ -152,6 +157,7 @@ static void choose_tile(ane_conv_job *j, const ane_kernels *limit) {
 }
 
 size_t ane__conv_init_floats(const ane_conv_job *j) {
+    if (j->ints && j->depthwise) return ane__up((size_t)j->g->groups, j->k->vw);
     return j->ints && j->bytes.lanes == 4 ? j->panels * j->k->nr : 0;
 }
 
@@ -162,9 +168,10 @@ void ane__conv_begin(ane_conv_job *j, const ane_kernels *limit, const ane_conv_a
     j->table = limit && limit->vec ? limit : ane_kernels_get();
     j->k = j->table->conv;
     j->ints = is_byte(g->x.dtype);
-    choose_tile(j, limit);
+    j->depthwise = one_each(g);
+    if (j->ints && j->depthwise) j->bytes = (ane_bytes){4, g->x_zero, 0};
+    else choose_tile(j, limit);
     if (j->ints) j->cin = ane__cut(j->cin, (size_t)j->bytes.lanes);
-    j->depthwise = !j->ints && j->cin == 1 && j->cout == 1 && g->groups > 1;
     j->panels = ane__cut(j->cout, j->k->nr);
     ane_rows view;
     bool staged = !ane__rows_view(&g->x, g->cin, g->in, &view);
@@ -180,6 +187,7 @@ void ane__conv_set_phase(ane_conv_job *j, int64_t p) {
 
 size_t ane__conv_phase_floats(const ane_conv_job *j) {
     size_t k = j->ks.segs * j->ks.len;
+    if (j->ints && j->depthwise) return (ane__cut(k, 2) + 1) * ane__conv_init_floats(j);
     if (j->depthwise) return k * ane__up((size_t)j->g->groups, j->k->vw);
     return ane__conv_init_floats(j) + (size_t)j->g->groups * j->panels * k * j->k->nr;
 }
@@ -294,6 +302,29 @@ static void pack_depthwise(const ane_conv_job *j, float *dst) {
             }
 }
 
+/* What sums begin with, then [pair of taps][channels], as int16 without their zero point. */
+static void pack_depthwise_bytes(const ane_conv_job *j, float *dst) {
+    const ane_conv_args *g = j->g;
+    size_t ld = ane__conv_init_floats(j), taps = j->ks.segs * j->ks.len;
+    const int64_t *k = g->kernel;
+    for (size_t c = 0; c < ld; c++) {
+        int32_t sum = 0;
+        for (size_t t = 0; t < taps; t += 2) {
+            int16_t v[2] = {0, 0};
+            for (size_t q = t; q < t + 2 && q < taps && c < (size_t)g->groups; q++) {
+                int64_t at = (int64_t)q;
+                const char *p = (const char *)g->w + (int64_t)c * g->w_out + at % k[2] * g->w_s[2] +
+                                at / k[2] % k[1] * g->w_s[1] + at / k[2] / k[1] * g->w_s[0];
+                v[q - t] = byte_at(p, g->w_dtype, g->w_zero);
+                sum += v[q - t];
+            }
+            memcpy(&dst[(t / 2 + 1) * ld + c], v, sizeof v);
+        }
+        sum *= -g->x_zero;
+        memcpy(&dst[c], &sum, sizeof sum);
+    }
+}
+
 size_t ane__conv_packed_floats(ane_conv_job *j) {
     size_t n = 0;
     for (int64_t p = 0; p < ane__conv_phases(j->g); p++) {
@@ -322,7 +353,8 @@ ane_status ane_conv_pack_with(const ane_kernels *table, const ane_conv_args *arg
     float *to = (float *)(void *)(h + 1);
     for (int64_t p = 0; p < ane__conv_phases(args); p++) {
         ane__conv_set_phase(&j, p);
-        if (j.depthwise) pack_depthwise(&j, to);
+        if (j.ints && j.depthwise) pack_depthwise_bytes(&j, to);
+        else if (j.depthwise) pack_depthwise(&j, to);
         else {
             packing x = {&j, to};
             if (!ane_parallel_for((size_t)args->groups * j.panels, pack_panel, &x))

@@ -57,6 +57,20 @@ typedef struct ane_conv_dw {
     ane_conv_post post;
 } ane_conv_dw;
 
+/* The same of bytes, whose sums are int32: taps in pairs. w's rows are pairs of int16 by
+ * channel. */
+typedef struct ane_conv_dw8 {
+    size_t pairs, channels, step;       /* step: bytes */
+    const uint8_t *const *a;            /* [2 * pairs] */
+    bool sign;                          /* of a's bytes */
+    const float *w;
+    size_t ldw;
+    const int32_t *init;                /* what sums begin with, by channel; room as w's rows */
+    float *y;
+    size_t ldy;
+    ane_conv_post post;
+} ane_conv_dw8;
+
 typedef void ane_conv_tile_fn(size_t m, const ane_conv_tile *t);
 
 typedef struct ane_conv_kernels {

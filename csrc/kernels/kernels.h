@@ -75,6 +75,9 @@ typedef struct ane_kernels {
      * `post` takes as floats. NULL: those of the table below. Same shape as conv's. */
     ane_conv_tile_fn *qtile;
     const char *qname;              /* "int16_6x16__avx2" */
+    /* Depthwise of bytes, up to four positions; where `conv` is. */
+    void (*dw8)(size_t px, const struct ane_conv_dw8 *d);
+    const char *dw8_name;           /* "int8_depthwise__avx2" */
     /* The same with four 8-bit channels in an element, weights int8, activations of `quad_x`
      * (ANE_I8 or ANE_U8); NULL: pairs do. */
     ane_conv_tile_fn *quad;

@@ -29,7 +29,13 @@ static inline qi q_add(qi a, qi b) { return _mm256_add_epi32(a, b); }
 static inline qi q_bits(vf x) { return _mm256_castps_si256(x); }
 static inline vf q_raw(qi x) { return _mm256_castsi256_ps(x); }
 static inline vf q_float(qi x) { return _mm256_cvtepi32_ps(x); }
+/* A byte of each, lane by lane, as a pair of int16. */
+static inline qi q_bytes(const void *a, const void *b, bool sign) {
+    __m128i x = _mm_unpacklo_epi8(_mm_loadl_epi64(a), _mm_loadl_epi64(b));
+    return sign ? _mm256_cvtepi8_epi16(x) : _mm256_cvtepu8_epi16(x);
+}
 #include "body_qconv.h"
+#include "body_qdw.h"
 
 #include "body_attention.h"
 
@@ -176,6 +182,7 @@ const ane_kernels ane_kernels__avx2 = {
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
-    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_6x16__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_6x16__" ISA_NAME,
+    .dw8 = qdw, .dw8_name = "int8_depthwise__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };
 #endif

@@ -16,7 +16,14 @@ static inline qi q_dot(qi s, qi a, qi b) {
     return _mm512_add_epi32(s, _mm512_madd_epi16(a, b));
 }
 #include "pairs16_avx512.h"
+/* A byte of each, lane by lane, as a pair of int16. */
+static inline qi q_bytes(const void *a, const void *b, bool sign) {
+    __m128i x = _mm_loadu_si128(a), y = _mm_loadu_si128(b);
+    __m256i both = _mm256_set_m128i(_mm_unpackhi_epi8(x, y), _mm_unpacklo_epi8(x, y));
+    return sign ? _mm512_cvtepi8_epi16(both) : _mm512_cvtepu8_epi16(both);
+}
 #include "body_qconv.h"
+#include "body_qdw.h"
 
 #include "body_attention.h"
 
@@ -182,6 +189,7 @@ const ane_kernels ane_kernels__avx512 = {
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
-    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_12x32__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_12x32__" ISA_NAME,
+    .dw8 = qdw, .dw8_name = "int8_depthwise__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };
 #endif

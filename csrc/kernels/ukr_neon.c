@@ -17,7 +17,18 @@ static inline qi q_dot(qi s, qi a, qi b) {
     int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);
     return vaddq_s32(s, vpaddq_s32(low, high));
 }
+/* A byte of each, lane by lane, as a pair of int16. */
+static inline qi q_bytes(const void *a, const void *b, bool sign) {
+    uint8_t x[8] = {0}, y[8] = {0};
+    memcpy(x, a, 4);
+    memcpy(y, b, 4);
+    uint8x8_t both = vzip1_u8(vld1_u8(x), vld1_u8(y));
+    int16x8_t wide = sign ? vmovl_s8(vreinterpret_s8_u8(both))
+                          : vreinterpretq_s16_u16(vmovl_u8(both));
+    return vreinterpretq_s32_s16(wide);
+}
 #include "body_qconv.h"
+#include "body_qdw.h"
 
 #include "body_attention.h"
 
@@ -64,6 +75,7 @@ const ane_kernels ane_kernels__neon = {
     .tile = tile_out, .gemv_rows = gemv_rows, .gemv_cols = gemv_cols,
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
-    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_8x8__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
+    .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_8x8__" ISA_NAME,
+    .dw8 = qdw, .dw8_name = "int8_depthwise__" ISA_NAME, .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };
 #endif

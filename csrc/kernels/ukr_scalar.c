@@ -48,7 +48,19 @@ static inline vf q_raw(qi x) {
     return y;
 }
 static inline vf q_float(qi x) { return (vf)x; }
+/* A byte of each as a pair of int16. */
+static inline qi q_bytes(const void *a, const void *b, bool sign) {
+    int16_t x[2];
+    qi q;
+    for (int i = 0; i < 2; i++) {
+        const void *p = i ? b : a;
+        x[i] = sign ? *(const int8_t *)p : *(const uint8_t *)p;
+    }
+    memcpy(&q, x, sizeof q);
+    return q;
+}
 #include "body_qconv.h"
+#include "body_qdw.h"
 #define QCONV_TILE quad_tile
 #define QCONV_ROWS quad_rows
 #define QCONV_DOT q_dot4
@@ -86,6 +98,7 @@ const ane_kernels ane_kernels__scalar = {
     .attn_forward = attn_forward, .attn_rescale = attn_rescale,
     .attn_mask = attn_mask, .attn_backward = attn_backward,
     .conv = &conv_table, .qtile = qconv_tile, .qname = "int16_4x4__" ISA_NAME,
+    .dw8 = qdw, .dw8_name = "int8_depthwise__" ISA_NAME,
     .quad = quad_tile, .quad_x = ANE_U8, .quad_name = "int8_4x4__" ISA_NAME,
     .convert = vec_convert, .peak = peak, .peak_flops = PEAK_CHAINS * VW * 2,
 };

@@ -65,6 +65,13 @@ static bool image_of(const ane_value *x, ane_quantized *q) {
     return true;
 }
 
+static bool is_depthwise(const ane_op *op) {
+    const ane_value *x = ane_op_in(op, "x"), *w = ane_op_in(op, "weight");
+    int64_t groups = ane_op_i64(op, "groups", 1);
+    return !strcmp(op->row->name, "conv") && x->type->dims[1] == groups &&
+           w->type->dims[0] == groups && w->type->dims[1] == 1;
+}
+
 bool ane_op_is_quantized(const ane_graph *g, const ane_op *op, ane_quantized *q) {
     *q = (ane_quantized){.x = NULL};
     bool conv = ane_op_is_conv(op);
@@ -76,7 +83,7 @@ bool ane_op_is_quantized(const ane_graph *g, const ane_op *op, ane_quantized *q)
     const ane_value *w = ane_op_in(op, conv || linear ? "weight" : "y");
     const ane_value *bias = ane_op_in(op, conv || linear ? "bias" : "x");
     int out_axis = turned || !strcmp(op->row->name, "conv_transpose");
-    if (conv && ane_op_i64(op, "groups", 1) != 1) return false;
+    if (conv && ane_op_i64(op, "groups", 1) != 1 && !is_depthwise(op)) return false;
     if ((conv || linear) && bias && !bias->konst) return false;
     int64_t terms = ane_type_count(w->type) / (w->type->dims[out_axis] ? w->type->dims[out_axis] : 1);
     return terms <= INT32_MAX / (255 * 255) && ane_type_count(op->results[0]->type) > 0 &&
