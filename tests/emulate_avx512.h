@@ -1,6 +1,7 @@
-/* AVX512-BF16 and AVX512-FP16 in software: exactly the intrinsics that ukr_avx512bf16.c and
- * ukr_avx512fp16.c use, with the instructions' own arithmetic, so that those kernels can be
- * run (slowly) on a CPU with plain AVX-512. Test-only; see tests/run_kernels.sh. */
+/* AVX512-BF16, AVX512-FP16 and AVX512-VNNI in software: exactly the intrinsics that their
+ * files use, with the instructions' own arithmetic, so that those kernels can be run (slowly)
+ * on a CPU with plain AVX-512. Test-only; see tests/run_kernels.sh. emulate_check.c compares
+ * it with the instructions where there are any. */
 #ifndef EMULATE_AVX512_H
 #define EMULATE_AVX512_H
 
@@ -10,7 +11,8 @@
 #include <math.h>
 
 /* ---- vdpbf16ps: odd element first, then even; each a fused multiply-add that rounds to
- * nearest even; denormal inputs and results count as zero. */
+ * nearest even; denormal inputs and results count as zero, a result being one by what 24 bits
+ * of it would be: from half a step below the least normal float it rounds up to that. */
 
 static inline float emulate_flush(float x) {
     return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x;
@@ -26,7 +28,9 @@ static inline __m512 emulate_dpbf16(__m512 s, __m512i x, __m512i y) {
         for (int h = 1; h >= 0; h--) {
             float p = emulate_flush(ane_f32_from_bf16((uint16_t)(a[i] >> (16 * h))));
             float q = emulate_flush(ane_f32_from_bf16((uint16_t)(b[i] >> (16 * h))));
-            t = emulate_flush(fmaf(p, q, t));
+            double sum = fma((double)p, (double)q, (double)t);
+            t = fmaf(p, q, t);
+            if (fabs(sum) < 0x1p-126 - 0x1p-151) t = copysignf(0.0f, t);
         }
         f[i] = t;
     }

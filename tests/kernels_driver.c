@@ -7,6 +7,8 @@
 #include "../csrc/kernels/convert.h"
 #include "../csrc/kernels/kernels.h"
 
+#include "guarded.h"
+
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -177,6 +179,100 @@ static void eights(const ane_kernels *t) {
             }
 }
 
+/* Rows that end at the end of memory, of every length up to a few vectors and so of every
+ * alignment, past the caches or not: what the same rows give elsewhere, and nothing outside. */
+static void ends(const ane_kernels *t) {
+    enum { N = 600 };
+    static const ane_dtype types[] = {ANE_F32, ANE_F16, ANE_BF16};
+    const ane_vec *v = t->vec;
+    char *last[3], *roomy[3];
+    for (int i = 0; i < 3; i++) {
+        last[i] = guarded(N * 4);
+        roomy[i] = calloc(N * 4 + 256, 1);
+    }
+    for (size_t n = 0; n < 300; n += n < 140 ? 1 : 37)
+        for (int c = 0; c < 18; c++) {
+            ane_dtype from = types[c % 3], to = types[c / 3 % 3];
+            size_t in = ane_dtype_size(from), out = ane_dtype_size(to);
+            bool stream = c >= 9;
+            char *x = last[0] + N * 4 - n * in, *r = last[1] + N * 4 - n * in;
+            char *y = last[2] + N * 4 - n * out;
+            for (size_t i = 0; i < n; i++) {
+                float f = (float)normal(), g = (float)normal();
+                v->store(x + i * in, from, &f, 1);
+                v->store(r + i * in, from, &g, 1);
+            }
+            memcpy(roomy[0], x, n * in);
+            memcpy(roomy[1], r, n * in);
+#define SAME(what)                                                                        \
+    CHECK(!memcmp(y, roomy[2], n * out) && y[-1] == 0x5a,                                  \
+          "%s %s of %zu, %s to %s%s", t->name, what, n, ane_dtype_name(from),             \
+          ane_dtype_name(to), stream ? ", streamed" : "")
+            memset(last[2], 0x5a, N * 4);
+            t->convert(y, to, x, from, n, stream);
+            t->convert(roomy[2], to, roomy[0], from, n, false);
+            SAME("conversion");
+            int kind = from == ANE_F32 ? ANE_STEP_32 : from == ANE_F16 ? ANE_STEP_16 : ANE_STEP_B;
+            ane_vec_step s[2] = {{ANE_STEP(ANE_VEC_MUL, kind), 0, r},
+                                 {ANE_STEP_UNARY(ANE_VEC_RELU), 0, NULL}};
+            memset(last[2], 0x5a, N * 4);
+            v->steps(y, to, stream, x, from, s, 2, n);
+            s[0].row = roomy[1];
+            v->steps(roomy[2], to, false, roomy[0], from, s, 2, n);
+            SAME("steps");
+            /* And from an aligned start, where streaming is done. */
+            memset(last[2], 0x5a, N * 4);
+            v->steps(last[2] + 64 - (uintptr_t)last[2] % 64, to, stream, x, from, s, 2, n);
+            CHECK(!memcmp(last[2] + 64 - (uintptr_t)last[2] % 64, roomy[2], n * out),
+                  "%s steps of %zu, aligned", t->name, n);
+            if (c) continue;                            /* from here on rows of floats */
+            const float *fx = (const float *)(void *)x, *fr = (const float *)(void *)r;
+            const float *gx = (const float *)(void *)roomy[0], *gr = (const float *)(void *)roomy[1];
+            float *fy = (float *)(void *)y, *gy = (float *)(void *)roomy[2];
+#define ROW(what, ours, theirs)                                                           \
+    memset(last[2], 0x5a, N * 4);                                                         \
+    ours;                                                                                 \
+    theirs;                                                                               \
+    SAME(what)
+            for (int op = 0; op < ANE_VEC_UNARY_COUNT; op++) {
+                ROW("unary", v->unary[op](fy, fx, n), v->unary[op](gy, gx, n));
+            }
+            for (int op = 0; op < ANE_VEC_BINARY_COUNT; op++) {
+                ROW("binary", v->binary[op](fy, fx, fr, n), v->binary[op](gy, gx, gr, n));
+                ROW("scalar", v->scalar[op](fy, fx, 3, n), v->scalar[op](gy, gx, 3, n));
+            }
+            ROW("affine", v->affine(fy, fx, 2, 1, n), v->affine(gy, gx, 2, 1, n));
+            memcpy(gy, y, n * 4);
+            v->axpy(fy, 3, fx, n);
+            v->axpy(gy, 3, gx, n);
+            v->muladd(fy, fx, fr, n);
+            v->muladd(gy, gx, gr, n);
+            SAME("axpy, muladd");
+            ROW("softmax", n ? v->softmax(fy, fx, n) : (void)0,
+                n ? v->softmax(gy, gx, n) : (void)0);
+            CHECK(v->sum(fx, n) == v->sum(gx, n) && v->sumsq(fx, n) == v->sumsq(gx, n) &&
+                      v->max(fx, n) == v->max(gx, n) && v->min(fx, n) == v->min(gx, n) &&
+                      v->dot(fx, fr, n) == v->dot(gx, gr, n) &&
+                      v->sumsq_about(fx, 1, n) == v->sumsq_about(gx, 1, n),
+                  "%s sums of %zu", t->name, n);
+            char *q = last[1] + N * 4 - n;
+            for (int sign = 0; sign < 2; sign++) {
+                v->quantize(q, sign, fx, 0.02, 3, n);
+                v->quantize(roomy[1], sign, gx, 0.02, 3, n);
+                CHECK(!memcmp(q, roomy[1], n), "%s quantize of %zu", t->name, n);
+                ROW("dequantize", v->dequantize(fy, q, sign, 0.02f, 3, n),
+                    v->dequantize(gy, roomy[1], sign, 0.02f, 3, n));
+                int16_t *w = (int16_t *)(void *)(last[2] + N * 4 - n * 2);
+                v->widen(w, q, sign, 3, n);
+                v->widen((int16_t *)(void *)roomy[2], roomy[1], sign, 3, n);
+                CHECK(!memcmp(w, roomy[2], n * 2), "%s widen of %zu", t->name, n);
+            }
+#undef ROW
+#undef SAME
+        }
+    for (int i = 0; i < 3; i++) guarded_free(last[i]), free(roomy[i]);
+}
+
 static void vectors(const ane_kernels *t, const ane_kernels *ref) {
     enum { N = 5000 };
     static float x[N], y[N], z[N], b[N];
@@ -211,6 +307,7 @@ static void vectors(const ane_kernels *t, const ane_kernels *ref) {
     }
     chains(t);
     eights(t);
+    ends(t);
     for (size_t n = 0; n < 300; n += 7) {
         float *v = x + 16;
         CHECK(t->vec->sum(v, n) == ref->vec->sum(v, n), "%s sum of %zu", t->name, n);
@@ -242,8 +339,8 @@ static void put(void *data, ane_dtype dtype, size_t i, double x) {
 static double product(const ane_kernels *t, size_t m, size_t n, size_t k, ane_dtype ta,
                       ane_dtype tb, bool a_cols, bool b_cols, ane_precision tier,
                       double scale) {
-    void *a = malloc(m * k * 4 + 4), *b = malloc(k * n * 4 + 4);
-    float *c = malloc((m * n + 32) * 4);
+    void *a = guarded(m * k * ane_dtype_size(ta)), *b = guarded(k * n * ane_dtype_size(tb));
+    float *c = guarded((m * n + 32) * 4);
     for (size_t i = 0; i < m * k; i++) put(a, ta, i, normal() * scale);
     for (size_t i = 0; i < k * n; i++) put(b, tb, i, normal() * scale);
     for (size_t i = 0; i < m * n + 32; i++) c[i] = 12345;
@@ -282,9 +379,9 @@ static double product(const ane_kernels *t, size_t m, size_t n, size_t k, ane_dt
         }
     for (int i = 0; i < 16; i++)
         CHECK(c[i] == 12345 && c[16 + m * n + (size_t)i] == 12345, "%s: guard", t->name);
-    free(a);
-    free(b);
-    free(c);
+    guarded_free(a);
+    guarded_free(b);
+    guarded_free(c);
     return down > 0 ? sqrt(up / down) : 0;
 }
 
@@ -366,7 +463,7 @@ static void attentions(const ane_kernels *t) {
         for (int o = 0; o < 8; o++) {
             size_t n = (size_t)(heads[o] * lens[o] * dims[o]);
             bool wide = o >= 3;
-            m[o] = (ane_mat5){malloc(n * (wide ? 4 : 2)), wide ? ANE_F32 : ANE_F16,
+            m[o] = (ane_mat5){guarded(n * (wide ? 4 : 2)), wide ? ANE_F32 : ANE_F16,
                               {0, 0, 0, 0, wide ? 4 : 2}};
             m[o].s[3] = dims[o] * m[o].s[4];
             m[o].s[2] = lens[o] * m[o].s[3];
@@ -391,7 +488,7 @@ static void attentions(const ane_kernels *t) {
                 CHECK(value(m[3].data, ANE_F32, 0) == value(m[2].data, ANE_F16, 0) &&
                       value(m[5].data, ANE_F32, 0) == 0, "%s: one key", t->name);
         }
-        for (int o = 0; o < 8; o++) free(m[o].data);
+        for (int o = 0; o < 8; o++) guarded_free(m[o].data);
     }
 }
 
@@ -418,9 +515,9 @@ static void convolutions(const ane_kernels *t) {
             size_t nx = (size_t)(ci * in[0] * in[1]), ny = (size_t)(co * out[0] * out[1]);
             ane_dtype type = half ? ANE_F16 : ANE_F32;
             int64_t size = half ? 2 : 4;
-            char *x = malloc(nx * (size_t)size), *y = malloc(ny * (size_t)size), *w = malloc((size_t)nw * 4);
-            char *again = malloc(ny * (size_t)size);
-            float *shift = malloc((size_t)co * sizeof *shift);
+            char *x = guarded(nx * (size_t)size), *y = guarded(ny * (size_t)size);
+            char *w = guarded((size_t)nw * 4), *again = malloc(ny * (size_t)size);
+            float *shift = guarded((size_t)co * sizeof *shift);
             for (size_t e = 0; e < nx; e++) put(x, type, e, normal());
             for (int64_t e = 0; e < nw; e++) put(w, ANE_F32, (size_t)e, normal());
             for (int64_t e = 0; e < co; e++) shift[e] = (float)normal();
@@ -474,7 +571,8 @@ static void convolutions(const ane_kernels *t) {
                 CHECK(fabs(got - want) <= bound, "%s convolution %zu mode %d at %lld: %g, not %g",
                       t->name, i, mode, (long long)e, got, want);
             }
-            free(x), free(y), free(w), free(again), free(shift), free(ref), free(sum);
+            guarded_free(x), guarded_free(y), guarded_free(w), guarded_free(shift);
+            free(again), free(ref), free(sum);
         }
     ane_set_num_threads(2, NULL);
 }
@@ -483,7 +581,7 @@ static void convolutions(const ane_kernels *t) {
  * both signs, with and without zero points; in one block of k and in several; taps along a row
  * and across rows; channels first and last. */
 static void bytes(const ane_kernels *t) {
-    enum { CO = 35, W = 19, MOST = 37 * W > 701 * 3 ? 37 * W : 701 * 3 };
+    enum { CO = 35, W = 19 };
     static const struct {
         ane_dtype x, w;
         int x_zero, w_zero;
@@ -492,12 +590,12 @@ static void bytes(const ane_kernels *t) {
         {ANE_U8, ANE_I8, 255, 0}, {ANE_U8, ANE_U8, 7, 128}, {ANE_I8, ANE_U8, 5, 128},
         {ANE_U8, ANE_I8, 0, 0},   {ANE_U8, ANE_I8, 9, -4},
     };
-    static uint8_t x[MOST], w[CO * 701 * 3];
-    static float y[CO * W];
     for (size_t turn = 0; turn < sizeof kinds / sizeof *kinds * 6; turn++) {
         size_t kind = turn / 6;
         int round = (int)(turn % 3), ci = turn % 6 < 3 ? 37 : 701, n = turn % 6 < 3 ? W : 3;
         bool xs = kinds[kind].x == ANE_I8, ws = kinds[kind].w == ANE_I8, down = round == 2;
+        uint8_t *x = guarded((size_t)(ci * n)), *w = guarded((size_t)(CO * ci * 3));
+        float *y = guarded((size_t)(CO * n) * sizeof *y);
         for (int i = 0; i < ci * n; i++)
             x[i] = (uint8_t)(round ? next() : (uint64_t)(xs ? 128 : 0));
         for (int i = 0; i < CO * ci * 3; i++)
@@ -532,6 +630,7 @@ static void bytes(const ane_kernels *t) {
                 CHECK(got == (float)sum, "%s: 8-bit sum %zu: %d, %d is %g, not %lld", t->name,
                       turn, o, p, (double)got, (long long)sum);
             }
+        guarded_free(x), guarded_free(w), guarded_free(y);
     }
 }
 
@@ -574,14 +673,19 @@ static void pool(void) {
     ane_scratch_pop(a);
 }
 
-int main(void) {
+/* Of the tables named, or of all. */
+int main(int argc, char **argv) {
     const ane_kernels *scalar = ane_kernels_at(0);
     const char *name, *what;
     for (size_t i = 0; (name = ane_isa_name(i, &what)); i++) printf("%s: %s\n", name, what);
     pool();
     for (size_t i = 0; i < ane_kernels_count(); i++) {
         const ane_kernels *t = ane_kernels_at(i);
+        int named = argc;
+        while (named > 1 && strcmp(argv[named - 1], t->name)) named--;
+        if (argc > 1 && named == 1) continue;
         printf("%s\n", t->name);
+        fflush(stdout);
         ane_set_num_threads(2, NULL);
         if (t->vec || t->qtile || t->quad) bytes(t);
         if (t->vec) {
