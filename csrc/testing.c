@@ -18,7 +18,8 @@
     X(ane_attention_with) X(ane_attention_grad_with)                                   \
     X(ane_conv_with) X(ane_conv_pack_with) X(ane_conv_pack_bytes_with) X(ane_pool_with)  \
     X(ane_kernels_peak)                                                                \
-    X(ane_kernels_count) X(ane_kernels_at) X(ane_kernels_get) X(ane_gemm_with)         \
+    X(ane_kernels_count) X(ane_kernels_at) X(ane_kernels_get) X(ane_whole_for)                 \
+    X(ane_gemm_with)                                                                   \
     X(ane_gemm_pack_with) X(ane_gemm_pack_bytes_with) X(ane_gemm_name)                 \
     X(ane_gemm_scratch) X(ane_convert_with) X(ane_parallel_for) X(ane_worker_index)    \
     /* ir: the op table and the reference evaluator */                                 \

@@ -688,12 +688,10 @@ int main(int argc, char **argv) {
         fflush(stdout);
         ane_set_num_threads(2, NULL);
         if (t->vec || t->qtile || t->quad) bytes(t);
-        if (t->vec) {
-            attentions(t);
-            convolutions(t);
-            conversions(t);
-            vectors(t, scalar);
-        }
+        attentions(t);
+        convolutions(t);
+        conversions(t);
+        if (t->vec) vectors(t, scalar);
         products(t);
         same_bits(t, scalar, 61, 45);
         same_bits(t, scalar, 45, 61);

@@ -244,7 +244,7 @@ pytest | shell)
     model=${1:?a model of processor}
     shift
     copy_python
-    if [ "$mode" = pytest ]; then set -- python -m pytest -q -p no:cacheprovider "$@"; fi
+    if [ "$mode" = pytest ]; then set -- python -m pytest -q --color=no -p no:cacheprovider "$@"; fi
     script ". ./env; cd tree; $*"
     run "$model" || status=1
     ;;

@@ -188,7 +188,7 @@ ane_status ane__attention_job(job *j, const ane_kernels *table, const ane_attent
                         "[attention] expected float16, bfloat16 or float32 operands (a mask "
                         "may be bool), got %s, %s, %s", ane_dtype_name(a->q.dtype),
                         ane_dtype_name(a->k.dtype), ane_dtype_name(a->v.dtype));
-    j->t = table && table->vec ? table : ane_kernels_get();
+    j->t = ane_whole_for(table);
     j->e = ane_gemm_entry_for(j->t, ANE_F32, ANE_F32, ANE_PRECISION_HIGHEST);
     j->batch = (size_t)a->batch;
     j->kv_heads = (size_t)a->kv_heads;

@@ -165,7 +165,7 @@ size_t ane__conv_init_floats(const ane_conv_job *j) {
 void ane__conv_begin(ane_conv_job *j, const ane_kernels *limit, const ane_conv_args *g) {
     *j = (ane_conv_job){.g = g, .cin = (size_t)(g->cin / g->groups),
                .cout = (size_t)(g->cout / g->groups)};
-    j->table = limit && limit->vec ? limit : ane_kernels_get();
+    j->table = ane_whole_for(limit);
     j->k = j->table->conv;
     j->ints = is_byte(g->x.dtype);
     j->depthwise = one_each(g);

@@ -26,7 +26,7 @@ static void block(void *arg, size_t i) {
 void ane_convert_with(const ane_kernels *table, void *dst, ane_dtype to, const void *src,
                       ane_dtype from, size_t n) {
     if (!n) return;
-    job j = {.table = table ? table : ane_kernels_get(), .dst = dst, .src = src, .to = to,
+    job j = {.table = ane_whole_for(table), .dst = dst, .src = src, .to = to,
              .from = from, .n = n, .in = ane_dtype_size(from), .out = ane_dtype_size(to)};
     j.stream = n >= ANE_STREAM_BYTES / (j.in + j.out);
     /* A conversion is finished even when the run it belongs to has been stopped. */

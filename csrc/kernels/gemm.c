@@ -89,7 +89,7 @@ static bool wants_transpose(const job *j) {
 static bool fill(job *j, const ane_kernels *limit, const ane_gemm_args *g) {
     *j = (job){.precision = g->precision, .m = (size_t)g->m, .n = (size_t)g->n,
                .k = (size_t)g->k, .a = g->a, .b = g->b, .c = g->c};
-    j->table = limit && limit->vec ? limit : ane_kernels_get();
+    j->table = ane_whole_for(limit);
     if (g->epilogue) {
         j->ep = *g->epilogue;
         if (j->ep.residual && j->ep.beta != 0) j->r = *j->ep.residual;

@@ -108,6 +108,9 @@ const ane_kernels *ane_kernels_at(size_t index);
 const ane_gemm_entry *ane_gemm_entry_for(const ane_kernels *table, ane_dtype a, ane_dtype b,
                                          ane_precision precision);
 
+/* The widest table up to `table` (NULL: the chosen ones) that has vec and, with it, everything
+ * but products of its own: those of single extensions have only these. Never NULL. */
+const ane_kernels *ane_whole_for(const ane_kernels *table);
 /* The widest table up to `table` (NULL: the chosen ones) that has a qtile, and the widest
  * that has either where that is a quad (NULL: where not). */
 const ane_kernels *ane_qtile_for(const ane_kernels *table);

@@ -22,7 +22,8 @@ static void task(void *arg, size_t i) {
 }
 
 double ane_kernels_peak(const ane_kernels *table, double seconds) {
-    measure m = {.table = table ? table : ane_kernels_get(), .loops = 2000};
+    /* Extensions have no peak of their own: the table below is what they extend. */
+    measure m = {.table = ane_whole_for(table), .loops = 2000};
     size_t threads = (size_t)ane_num_threads();
     /* Warms the clock and finds the loop count. */
     double t0 = now();
@@ -42,9 +43,6 @@ ane_status ane_measure_flops(const char *isa, double seconds, double *rate, ane_
     if (isa && *isa && !table)
         return ane_fail(err, ANE_ERR_NOT_FOUND,
                         "[measure] no kernel table \"%s\" runs here; ane_isa_name lists them", isa);
-    /* Extensions have no peak of their own: the table below is what they extend. */
-    for (size_t i = ane_kernels_count(); table && !table->peak && i-- > 0;)
-        if (ane_kernels_at(i)->peak) table = ane_kernels_at(i);
     *rate = ane_kernels_peak(table, seconds) * 1e9;
     return ANE_OK;
 }

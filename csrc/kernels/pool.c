@@ -114,7 +114,7 @@ void ane_pool_room(const ane_pool_args *g, ane_room *room) {
 ane_status ane_pool_with(const ane_kernels *table, const ane_pool_args *g, ane_error *err) {
     job j = {.g = g};
     if (is_empty(g)) return ANE_OK;
-    j.table = table && table->vec ? table : ane_kernels_get();
+    j.table = ane_whole_for(table);
     if (!ane__rows_view(&g->x, g->channels, g->in, &j.x)) {
         ane_status st = ane__rows_stage(j.table, &g->x, g->n, g->channels, g->in, none, none,
                                         NULL, &j.x, err);

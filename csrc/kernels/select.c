@@ -260,6 +260,12 @@ const ane_gemm_entry *ane_gemm_entry_for(const ane_kernels *table, ane_dtype a, 
     return NULL;
 }
 
+const ane_kernels *ane_whole_for(const ane_kernels *table) {
+    size_t top = index_of(table);
+    while (!usable[top]->vec) top--;            /* the scalar table has it */
+    return usable[top];
+}
+
 const ane_kernels *ane_qtile_for(const ane_kernels *table) {
     size_t top = index_of(table);
     while (!usable[top]->qtile) top--;          /* the scalar table has one */

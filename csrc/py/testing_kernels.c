@@ -229,8 +229,7 @@ static PyObject *py_vec(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "ssOO|Off", &table, &name, &po, &px, &pb, &s, &u)) return NULL;
     const ane_kernels *t = ane_py_table_of(table);
     if (!t) return NULL;
-    const ane_vec *v = t->vec;
-    if (!v) return PyErr_Format(PyExc_KeyError, "table '%s' has no vector primitives", table);
+    const ane_vec *v = ANE_INTERNAL(ane_whole_for)(t)->vec;
     ane_dtype dx, dy, db;
     size_t n, ny, nb;
     float *x = (float *)(void *)row_of(px, &dx, &n);
@@ -287,7 +286,7 @@ static PyObject *py_steps(PyObject *self, PyObject *args) {
         return NULL;
     const ane_kernels *t = ane_py_table_of(table);
     if (!t) return NULL;
-    if (!t->vec) return PyErr_Format(PyExc_KeyError, "table '%s' has no vector primitives", table);
+    t = ANE_INTERNAL(ane_whole_for)(t);
     ane_dtype dx, dy, dr;
     size_t n, ny, nr, count = (size_t)PyList_Size(list);
     char *x = row_of(px, &dx, &n), *y = x ? row_of(po, &dy, &ny) : NULL;
