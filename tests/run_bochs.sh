@@ -244,8 +244,12 @@ pytest | shell)
     model=${1:?a model of processor}
     shift
     copy_python
-    if [ "$mode" = pytest ]; then set -- python -m pytest -q --color=no -p no:cacheprovider "$@"; fi
-    script ". ./env; cd tree; $*"
+    command=$*
+    if [ "$mode" = pytest ]; then
+        command="python -m pytest -q --color=no -p no:cacheprovider"
+        for argument; do command="$command '$argument'"; done
+    fi
+    script ". ./env; cd tree; $command"
     run "$model" || status=1
     ;;
 *)  echo "run_bochs.sh: unknown mode '$mode'" >&2; exit 2 ;;
