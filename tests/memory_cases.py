@@ -110,6 +110,10 @@ def int8(x: Any, w: np.ndarray, op: str, **how: Any) -> Any:
 case("int8 conv", lambda x: int8(x, randoms((40, 24, 3, 3), "i1"), "conv", pad_type="same"),
      x=mil.spec((1, 24, 31, 29), "fp32"))
 case("int8 linear", lambda x: int8(x, randoms((300, 200), "i1"), "linear"), x=mil.spec((70, 200), "fp32"))
+case("int8 conv and quantize", lambda x: o.dequantize(o.quantize(o.relu(int8(
+    int8(x, randoms((40, 24, 3, 3), "i1"), "conv", pad_type="same"), randoms((16, 40, 3, 3), "i1"), "conv")),
+    scale=np.float32(0.5), zero_point=np.int8(0), output_dtype="int8"), scale=np.float32(0.5), zero_point=np.int8(0)),
+    x=mil.spec((1, 24, 31, 29), "fp32"))
 for kind in ("max_pool", "avg_pool", "l2_pool"):
     for dtype in ("fp32", "fp16"):
         case(f"{kind} {dtype}", lambda x, kind=kind: getattr(o, kind)(x, kernel_sizes=[3, 3], strides=[2, 2],
@@ -133,6 +137,10 @@ case("l2_norm", lambda x: o.l2_norm(x), x=mil.spec((2, 30, 40, 50), "fp16"))
 for count in (40, 3000, 1 << 20):
     case(f"chain {count}", lambda x, y: o.relu(o.add(o.mul(o.sigmoid(x), y), o.tanh(x))),
          x=mil.spec((count,), "fp16"), y=mil.spec((count,), "fp16"))
+case("target", lambda x, y: o.softmax(o.relu(o.matmul(x, y)), axis=-1), {"numerics": "ane"},
+     x=mil.spec((60, 70), "fp16"), y=mil.spec((70, 80), "fp16"))
+case("few rows", lambda x, w, v: o.matmul(o.relu(o.matmul(x, w)), v, transpose_y=True), x=mil.spec((5, 300), "fp32"),
+     w=mil.spec((300, 900), "fp32"), v=mil.spec((400, 900), "fp32"))
 case("chain broadcast", lambda x, y: o.exp(o.sub(x, y)), x=mil.spec((300, 200), "fp32"), y=mil.spec((300, 1), "fp32"))
 case("moves", lambda x: o.concat([o.transpose(x, perm=[1, 0]), o.tile(o.transpose(x, perm=[1, 0]), reps=[1, 3])], axis=1),
      x=mil.spec((300, 200), "fp32"))
