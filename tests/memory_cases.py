@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import test_passes
 
 import anetorch
 import anetorch.mil as mil
@@ -203,6 +204,9 @@ def residual_net(x: Any) -> Any:
 
 
 case("residual net", residual_net, x=mil.spec((1, 3, 112, 112), "fp32"))
+
+for seed in range(60):
+    CASES[f"random graph {seed}"] = lambda seed=seed: test_passes.random_graph(seed)[0]
 
 # ------------------------------------------------------------------ evaluated plainly
 
