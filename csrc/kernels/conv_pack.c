@@ -6,8 +6,9 @@
 
 #include <string.h>
 
-/* Floats of one panel of weights for one block of k: what a first-level cache holds. */
-#define PANEL_FLOATS 8192
+/* Floats of one panel of weights for one block of k. The tiles of a block of positions stream
+ * it from the second-level cache; shorter blocks of k store and read back sums more often. */
+#define PANEL_FLOATS 16384
 /* Fewer input channels than this make short runs: neighbouring taps are then joined. */
 #define FEW_CHANNELS 16
 
