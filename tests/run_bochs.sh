@@ -8,12 +8,14 @@
 #
 # Installs nothing; it needs
 #   BOCHS       Bochs 3.0 or later with --enable-x86-64 --enable-cpu-level=6 --enable-avx
-#               --enable-evex and --with-nogui (2.8 for everything but BF16 and FP16)
+#               --enable-evex and --with-nogui
 #   BOCHS_BIOS, BOCHS_VGABIOS    its two ROM files (packages bochsbios and vgabios)
 #   KERNEL      an unpacked linux-image-*-cloud-amd64 package: boot/vmlinuz*, lib/modules
 #   and isolinux, xorriso, cpio, a static busybox, mkfs.ext4; python and NumPy for pytest.
-# The guest has one processor and CORES says how many threads the library takes (2); KEEP=folder
-# leaves the images and the logs there. Bochs models no time: nothing measured there counts.
+# The guest has one processor. CORES: how many threads the library takes (2); TABLES: those that
+# driver runs (all); WITHOUT: features of the model to leave out ("bochs --help features" and the
+# model's source name them); KEEP=folder leaves images and logs there, serial.txt as it grows;
+# QUIET= shows the kernel's messages. Bochs models no time: nothing measured there counts.
 set -e
 cd "$(dirname "$0")/.."
 mode=${1:-driver}
@@ -53,6 +55,8 @@ mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys" "$root/run" "$root/tmp
 cp "$busybox" "$root/bin/busybox"
 
 # A boot CD: the kernel, and a first program that mounts the disk and runs /work/run there.
+# clearcpuid=580 is FSRM: Bochs says that it has that but no ERMS, and with the first alone the
+# kernel's memmove takes a path that needs the second.
 boot_cd() {
     first=$out/first
     rm -rf "$first" "$out/cd"
@@ -100,7 +104,8 @@ END
 run() {
     truncate -s "${DISK:-64M}" "$out/disk.img"
     mkfs.ext4 -q -F -O ^has_journal -d "$root" "$out/disk.img"
-    without="$WITHOUT"      # and no AMX, whose state Linux declines where there is no XFD
+    # AMX: Linux wants XFD with it. Five levels of pages: Bochs loses them on leaving SMM.
+    without=$WITHOUT
     case $1 in sapphire_rapids) without="$without amx amx_int8 amx_bf16 la57" ;; esac
     cat >"$out/bochsrc" <<END
 display_library: nogui
