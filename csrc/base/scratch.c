@@ -16,6 +16,8 @@ typedef struct scratch {
 
 typedef struct ane_blocks {
     scratch stack, kept;
+    char pad[2 * ANE_ALIGN - 2 * sizeof(scratch)];      /* workers' lie side by side, and each
+                                                           push writes to its own */
 } blocks;
 
 typedef struct frame {          /* one cache line in front of what push returns */
@@ -25,7 +27,7 @@ typedef struct frame {          /* one cache line in front of what push returns 
 } frame;
 
 /* Of workers, and what the pool's owner has seen to: at least that large. */
-static blocks of_worker[ANE__THREADS];
+static _Alignas(ANE_ALIGN) blocks of_worker[ANE__THREADS];
 static struct {
     size_t stack, kept;
 } reserved[ANE__THREADS];
