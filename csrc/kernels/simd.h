@@ -14,4 +14,7 @@
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
 
+/* For functions that a loop is made of: a call would pass its vectors through memory. */
+#define ALWAYS static inline __attribute__((always_inline))
+
 #endif
