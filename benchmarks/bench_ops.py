@@ -5,7 +5,8 @@ against memcpy of as many bytes on the same threads, and against PyTorch where i
                                    [--peers] [--json OUT]
 
 memcpy is the C library's, one call a thread, so it has its own streaming stores for sizes beyond
-the caches. Every chain is checked against NumPy's float32 before it is timed.
+the caches. Every chain is checked against NumPy's float32 before it is timed. With --peers set
+OMP_WAIT_POLICY=passive and GOMP_SPINCOUNT=0: PyTorch's idle workers take the others' cores else.
 """
 
 from __future__ import annotations
