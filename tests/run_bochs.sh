@@ -51,10 +51,10 @@ else
 fi
 root=$out/root
 rm -rf "$root"
-mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys" "$root/run" "$root/tmp" "$root/work"
+mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys" "$root/run" "$root/tmp" "$root/guest"
 cp "$busybox" "$root/bin/busybox"
 
-# A boot CD: the kernel, and a first program that mounts the disk and runs /work/run there.
+# A boot CD: the kernel, and a first program that mounts the disk and runs /guest/run there.
 # clearcpuid=580 is FSRM: Bochs says that it has that but no ERMS, and with the first alone the
 # kernel's memmove takes a path that needs the second.
 boot_cd() {
@@ -81,7 +81,7 @@ while [ ! -e /dev/sda ] && [ \$n -lt 100 ]; do /bin/busybox usleep 100000; n=\$(
 /bin/busybox mkdir -p /disk/dev/shm
 /bin/busybox mount -t tmpfs shm /disk/dev/shm
 /bin/busybox mount -t tmpfs run /disk/run
-/bin/busybox chroot /disk /bin/busybox sh /work/run
+/bin/busybox chroot /disk /bin/busybox sh /guest/run
 echo "guest: exit \$?"
 /bin/busybox sleep 1
 /bin/busybox poweroff -f
@@ -154,8 +154,8 @@ build_driver() {
         -ffp-contract=off -Wall -Wextra $built {}"
     # shellcheck disable=SC2086
     $cc -std=c11 -O2 -D_GNU_SOURCE -ffp-contract=off -Wall -Wextra -static $avx512 \
-        -mavx512vnni -mavx512bf16 -mavx512fp16 tests/emulate_check.c -o "$root/work/check" -lm
-    $cc -static "$out"/objects/*.o -o "$root/work/driver" -lpthread -lm 2>"$out/link.txt" ||
+        -mavx512vnni -mavx512bf16 -mavx512fp16 tests/emulate_check.c -o "$root/guest/check" -lm
+    $cc -static "$out"/objects/*.o -o "$root/guest/driver" -lpthread -lm 2>"$out/link.txt" ||
         { cat "$out/link.txt" >&2; exit 1; }
 }
 
@@ -193,26 +193,26 @@ for name in ("numpy", "pytest", "_pytest", "py", "pluggy", "iniconfig", "packagi
     if libs.is_dir():
         there.append(copy(libs, whole))
 for name in ("anetorch", "tests", "benchmarks", "pyproject.toml", "docs", "README.md"):
-    to = root / "work/tree" / name
+    to = root / "guest/tree" / name
     if os.path.isdir(name):
         shutil.copytree(name, to, ignore=shutil.ignore_patterns("__pycache__"))
     else:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(name, to)
 needed = set()
-for top in there + [root / "work/tree/anetorch"]:
+for top in there + [root / "guest/tree/anetorch"]:
     for f in [top] if top.is_file() else top.rglob("*.so*"):
         if f.is_file():
             text = subprocess.run(["ldd", "/" + str(f.relative_to(root))
-                                   if root / "work" not in f.parents else str(f)],
+                                   if root / "guest" not in f.parents else str(f)],
                                   capture_output=True, text=True).stdout
             needed |= set(re.findall(r"(/\S+) \(0x", text))
 for f in needed:
     if not f.startswith(str(root)):
         copy(f)
-(root / "work/env").write_text(
+(root / "guest/env").write_text(
     f"export PYTHONHOME={sys.base_prefix}\n"
-    f"export PYTHONPATH=/work/tree:{':'.join(sorted(packages))}\n"
+    f"export PYTHONPATH=/guest/tree:{':'.join(sorted(packages))}\n"
     f"python() {{ {exe} \"$@\"; }}\n")
 END
 }
@@ -220,14 +220,14 @@ END
 # Commands for the guest; NumPy's side of every comparison stays on instructions that we do
 # not test.
 script() {
-    cat >"$root/work/run" <<END
+    cat >"$root/guest/run" <<END
 export PATH=/bin HOME=/run TMPDIR=/run LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 export ANETORCH_NUM_THREADS=${CORES:-2} OPENBLAS_CORETYPE=Haswell OPENBLAS_NUM_THREADS=1
 export NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
 $GUEST_ENV
 /bin/busybox --install -s /bin
 ulimit -c 0
-cd /work
+cd /guest
 $1
 END
 }

@@ -25,8 +25,8 @@ static inline __attribute__((always_inline)) void qdw_block(const size_t m, cons
         UNROLL for (size_t j = 0; j < nv; j++) k[j] = q_load(w + j * VW);
         EACH {
             const uint8_t *x = a + i * d->step + j * VW, *y = b + i * d->step + j * VW;
-            qi pair = LANES(j) == VW ? q_bytes(x, y, sign) : q_bytes_n(x, y, sign, tail);
-            q[i][j] = q_dot(q[i][j], pair, k[j]);
+            qi both = LANES(j) == VW ? q_bytes(x, y, sign) : q_bytes_n(x, y, sign, tail);
+            q[i][j] = q_dot(q[i][j], both, k[j]);
         }
     }
     EACH s[i][j] = q_float(q[i][j]);
