@@ -354,7 +354,8 @@ static size_t plan_phase(ane_conv_job *j, int threads) {
 
 static ane_status run_phase(ane_conv_job *j, ane_error *err) {
     size_t tasks = plan_phase(j, ane_num_threads());
-    if (tasks && !ane_parallel_for(tasks, j->depthwise ? ane__conv_row : run_tiles, j)) return ane_fail(err, ANE_ERR_CANCELLED, "[conv] cancelled");
+    if (tasks && !ane_parallel_for(tasks, j->depthwise ? ane__conv_row : run_tiles, j))
+        return ane_fail(err, ANE_ERR_CANCELLED, "[conv] cancelled");
     if (atomic_load(&j->failed))
         return ane_fail(err, ANE_ERR_NOMEM, "[conv] no memory for a thread's tiles");
     return ANE_OK;

@@ -6,7 +6,8 @@
 #define CONV_NR (CONV_NV * VW)
 
 /* Scale, shift, and where `whole` is set all of it, on m x nv vectors from channel 0; the
- * last vector has `tail` lanes; r0 is the residual's place. One pass per function, so that each is one branch a tile. */
+ * last vector has `tail` lanes; r0 is the residual's place. One pass per function, so that each
+ * is one branch a tile. */
 #define LANES(j) ((j) + 1 == nv ? tail : VW)
 #define LOAD(p, j) (LANES(j) == VW ? v_loadu((p) + (j) * VW) : v_load_n((p) + (j) * VW, tail))
 #define EACH UNROLL for (size_t j = 0; j < nv; j++) UNROLL for (size_t i = 0; i < m; i++)

@@ -29,20 +29,36 @@ typedef struct attention {
 
 static bool look(ane_attention_args *a, const ane_mat5 *mask, ane_span *span);
 
+/* A copy of what the kernel is given, to put addresses into. */
+typedef struct call {
+    ane_attention_args a;
+    ane_attention_grad_args g;
+    ane_mat5 mask, *mats[N];            /* mats: as views are numbered */
+} call;
+
+static void begin_call(const attention *p, call *c) {
+    *c = (call){.a = p->args, .g = p->grad, .mask = p->mask,
+                .mats = {&c->a.q, &c->a.k, &c->a.v, &c->mask, &c->g.dout, &c->a.out, &c->g.dq,
+                         &c->g.dk, &c->g.dv}};
+    c->a.mask = p->has_mask ? &c->mask : NULL;
+    c->g.fwd = &c->a;
+}
+
+/* What a run looks up of its mask. */
+static size_t span_bytes(const attention *p) {
+    return p->scanned ? (size_t)(p->args.group * p->args.q_len) * sizeof(ane_span) : 0;
+}
+
 static ane_status run_attention(ane_exec *ex, const ane_step *s, ane_error *err) {
     const attention *p = s->data;
-    ane_attention_args a = p->args;
-    ane_attention_grad_args g = p->grad;
-    ane_mat5 mask = p->mask;
-    ane_mat5 *const mats[N] = {&a.q, &a.k, &a.v, &mask, &g.dout, &a.out, &g.dq, &g.dk, &g.dv};
-    a.mask = p->has_mask ? &mask : NULL;
-    g.fwd = &a;
+    call c;
+    begin_call(p, &c);
     ane_span *span = NULL;
     if (p->scanned) {
-        mask.data = ane_at(ex, &s->views[p->view[MASK]]);
-        span = ane_scratch_push((size_t)(a.group * a.q_len) * sizeof *span);
+        c.mask.data = ane_at(ex, &s->views[p->view[MASK]]);
+        span = ane_scratch_push(span_bytes(p));
         if (!span) return ane_fail(err, ANE_ERR_NOMEM, "[run] out of memory");
-        if (!look(&a, &mask, span)) {
+        if (!look(&c.a, &c.mask, span)) {
             ane_scratch_pop(span);
             return ane_run_check(err);
         }
@@ -56,9 +72,9 @@ static ane_status run_attention(ane_exec *ex, const ane_step *s, ane_error *err)
         }
         for (int k = 0; k < N; k++)
             if (p->view[k] >= 0)
-                mats[k]->data = (char *)ane_at(ex, &s->views[p->view[k]]) + off[k];
-        if (p->view[OUT] >= 0) st = ane_attention(&a, err);
-        if (!st && p->derivative) st = ane_attention_grad(&g, err);
+                c.mats[k]->data = (char *)ane_at(ex, &s->views[p->view[k]]) + off[k];
+        if (p->view[OUT] >= 0) st = ane_attention(&c.a, err);
+        if (!st && p->derivative) st = ane_attention_grad(&c.g, err);
         if (!st && i + 1 < p->calls) st = ane_run_check(err);
     }
     ane_scratch_pop(span);
@@ -67,19 +83,14 @@ static ane_status run_attention(ane_exec *ex, const ane_step *s, ane_error *err)
 
 static void room_of(const ane_exec *ex, const ane_step *s, ane_room *room) {
     const attention *p = s->data;
-    ane_attention_args a = p->args;
-    ane_attention_grad_args g = p->grad;
-    ane_mat5 mask = p->mask;
-    ane_mat5 *const mats[N] = {&a.q, &a.k, &a.v, &mask, &g.dout, &a.out, &g.dq, &g.dk, &g.dv};
-    a.mask = p->has_mask ? &mask : NULL;
-    g.fwd = &a;
+    call c;
+    begin_call(p, &c);
     for (int k = 0; k < N; k++)
-        if (p->view[k] >= 0) mats[k]->data = ane_at(ex, &s->views[p->view[k]]);
-    size_t spans = p->scanned ? (size_t)(a.group * a.q_len) * sizeof(ane_span) : 0;
-    if (p->scanned) ane_room_push(room, spans);
-    if (p->view[OUT] >= 0) ane_attention_room(&a, room);
-    if (p->derivative) ane_attention_grad_room(&g, room);
-    if (p->scanned) ane_room_pop(room, spans);
+        if (p->view[k] >= 0) c.mats[k]->data = ane_at(ex, &s->views[p->view[k]]);
+    if (p->scanned) ane_room_push(room, span_bytes(p));
+    if (p->view[OUT] >= 0) ane_attention_room(&c.a, room);
+    if (p->derivative) ane_attention_grad_room(&c.g, room);
+    if (p->scanned) ane_room_pop(room, span_bytes(p));
 }
 
 /* ---------------------------------------------------------------- masks */
